@@ -1,0 +1,183 @@
+"""The one table of cases, and the twins that every test of equality compares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+import torch_scratch_optim as scratch
+from torch_scratch_optim import ScratchOptimizer
+
+# Name, ours, torch's, and what makes torch's the twin of ours.
+PAIRS: dict[str, tuple[type[ScratchOptimizer], type[Optimizer], dict[str, Any]]] = {
+    "SGD": (scratch.ScratchSGD, torch.optim.SGD, {}),
+    "Momentum": (scratch.ScratchMomentum, torch.optim.SGD, {"momentum": 0.9}),
+    "AdaGrad": (scratch.ScratchAdaGrad, torch.optim.Adagrad, {}),
+    "RMSProp": (scratch.ScratchRMSProp, torch.optim.RMSprop, {}),
+    "Adam": (scratch.ScratchAdam, torch.optim.Adam, {}),
+    "AdamW": (scratch.ScratchAdamW, torch.optim.AdamW, {}),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    optimizer: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return ",".join([self.optimizer, *(f"{k}={v}" for k, v in self.options.items())])
+
+    def ours(self, params: Any, **more: Any) -> ScratchOptimizer:
+        return PAIRS[self.optimizer][0](params, **(self.options | more))
+
+    def torchs(self, params: Any, **more: Any) -> Optimizer:
+        _, twin, defaults = PAIRS[self.optimizer]
+        return twin(params, **({"foreach": False} | defaults | self.options | more))
+
+
+L2, UP = {"weight_decay": 0.1}, {"maximize": True}
+CASES = [
+    Case(optimizer, options)
+    for optimizer, table in {
+        "SGD": [
+            {},
+            {"lr": 0.1},
+            {"momentum": 0.5},
+            {"momentum": 0.9, "dampening": 0.3},
+            {"momentum": 0.9, "nesterov": True},
+            L2,
+            UP,
+            {"momentum": 0.9, "nesterov": True} | L2,
+            {"momentum": 0.9, "dampening": 0.3} | L2 | UP,
+            {"momentum": 0.9, "nesterov": True} | L2 | UP,
+        ],
+        "Momentum": [{}, {"lr": 0.1}, L2, UP, {"nesterov": True}, {"dampening": 0.3}],
+        "AdaGrad": [
+            {},
+            {"lr": 0.1},
+            {"lr_decay": 0.1},
+            {"initial_accumulator_value": 0.1},
+            {"eps": 0.1},
+            L2,
+            UP,
+            {"lr_decay": 0.1, "initial_accumulator_value": 0.1} | L2 | UP,
+        ],
+        "RMSProp": [
+            {},
+            {"lr": 0.1},
+            {"alpha": 0.9},
+            {"eps": 0.1},
+            {"momentum": 0.9},
+            {"centered": True},
+            L2,
+            UP,
+            {"momentum": 0.9, "centered": True},
+            {"momentum": 0.9, "centered": True} | L2 | UP,
+        ],
+        "Adam": [
+            {},
+            {"lr": 0.1},
+            {"betas": (0.5, 0.9)},
+            {"eps": 0.1},
+            {"amsgrad": True},
+            L2,
+            UP,
+            {"amsgrad": True} | L2 | UP,
+            {"decoupled_weight_decay": True} | L2,
+            {"decoupled_weight_decay": True, "amsgrad": True} | L2,
+        ],
+        "AdamW": [{}, {"lr": 0.1}, L2, UP, {"amsgrad": True}, {"amsgrad": True} | L2 | UP],
+    }.items()
+    for options in table
+]
+
+FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+def parameters(dtype: torch.dtype = torch.float32, *, seed: int = 0) -> list[Tensor]:
+    """Leaves of every kind that a model may hold; two calls give equal ones."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random, dtype=torch.float64).to(dtype)
+
+    made = [
+        normal(7, 5),
+        normal(3),
+        normal(),
+        normal(0, 4),
+        normal(13, 6).t(),
+        normal(20, 20)[:, ::2],
+        normal(4, 3, 5, 5).contiguous(memory_format=torch.channels_last),
+        normal(1000),
+    ]
+    return [p.requires_grad_() for p in made]
+
+
+def give_gradients(*twins: list[Tensor], step: int) -> None:
+    """Give each twin gradients equal to the other's, new tensors at every step."""
+    random = torch.Generator().manual_seed(1000 + step)
+    for same in zip(*twins, strict=True):
+        dtype = torch.complex128 if same[0].is_complex() else torch.float64
+        gradient = torch.randn(same[0].shape, generator=random, dtype=dtype)
+        for p in same:
+            p.grad = gradient.to(p.dtype, copy=True)
+
+
+def train(*optimizers: Optimizer, steps: range) -> Iterator[int]:
+    """Step optimizers side by side on equal gradients, yielding after each step."""
+    for step in steps:
+        give_gradients(*map(leaves, optimizers), step=step)
+        for optimizer in optimizers:
+            optimizer.step()
+        yield step
+
+
+def leaves(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """torch.equal, but also for NaN (in half precision, 0/0 for want of a smaller ε) and signs of zero."""
+
+    def bits(t: Tensor) -> Tensor:
+        t = torch.view_as_real(t) if t.is_complex() else t
+        return t.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.itemsize])
+
+    return a.dtype == b.dtype and torch.equal(bits(a.detach()), bits(b.detach()))
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """torch.equal, but also for NaN (in half precision, 0/0 for want of a smaller ε) and signs of zero."""
+
+    def bits(t: Tensor) -> Tensor:
+        t = torch.view_as_real(t) if t.is_complex() else t
+        return t.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.itemsize])
+
+    return a.dtype == b.dtype and torch.equal(bits(a.detach()), bits(b.detach()))
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """torch.equal, but also for NaN (in half precision, 0/0 for want of a smaller ε) and signs of zero."""
+
+    def bits(t: Tensor) -> Tensor:
+        t = torch.view_as_real(t) if t.is_complex() else t
+        return t.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.itemsize])
+
+    return a.dtype == b.dtype and torch.equal(bits(a.detach()), bits(b.detach()))
+
+
+def assert_equal_state(ours: Optimizer, theirs: Optimizer, context: object = "") -> None:
+    """Every parameter and every tensor of state has the same bits, and nothing else is kept."""
+    for i, (p, q) in enumerate(zip(leaves(ours), leaves(theirs), strict=True)):
+        assert same_bits(p, q), f"parameter {i} differs after {context}"
+        assert list(ours.state.get(p, {})) == list(theirs.state.get(q, {}))
+        for name, value in theirs.state.get(q, {}).items():
+            mine = ours.state[p][name]
+            assert mine.device == value.device
+            assert same_bits(mine, value), f"{name} of parameter {i} differs after {context}"

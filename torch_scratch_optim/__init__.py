@@ -1,0 +1,29 @@
+"""The classic optimizers of deep learning, each written once, in raw tensor operations.
+
+``ScratchAdam(model.parameters())`` takes the place of ``torch.optim.Adam(model.parameters())``: the
+same signature, the same checkpoints and, bit for bit, the same training run.
+"""
+
+from .adagrad import ScratchAdaGrad
+from .adam import ScratchAdam, ScratchAdamW
+from .optimizer import ScratchOptimizer
+from .rmsprop import ScratchRMSProp
+from .sgd import ScratchMomentum, ScratchSGD
+
+__version__ = "0.1.0"
+
+# torch's spellings, so that putting `Scratch` before torch's name is the whole migration.
+ScratchAdagrad = ScratchAdaGrad
+ScratchRMSprop = ScratchRMSProp
+
+__all__ = [
+    "ScratchAdaGrad",
+    "ScratchAdagrad",
+    "ScratchAdam",
+    "ScratchAdamW",
+    "ScratchMomentum",
+    "ScratchOptimizer",
+    "ScratchRMSProp",
+    "ScratchRMSprop",
+    "ScratchSGD",
+]

@@ -1,0 +1,125 @@
+"""AdaGrad: a step size of its own for each parameter, shrinking with the gradients it has seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .carriers import Carrier
+from .optimizer import Group, ScratchOptimizer, check_options, loss_gradient
+
+
+def adagrad(
+    p: Carrier,
+    g: Carrier,
+    s: Carrier,
+    *,
+    step_size: float,
+    eps: float,
+    l2: float | None,
+    maximize: bool,
+) -> None:
+    """One step of AdaGrad."""
+    g = loss_gradient(p, g, l2=l2, maximize=maximize)  # g ← ±∇f(θ) + λθ
+    s.addcmul_(g, g)  # s ← s + g²
+    denom = s.sqrt().add_(eps)  # √s + ε
+    p.addcdiv_(g, denom, value=-step_size)  # θ ← θ − γₜ g / (√s + ε)
+
+
+class ScratchAdaGrad(ScratchOptimizer):
+    r"""AdaGrad; a drop-in for :class:`torch.optim.Adagrad`.
+
+    .. math::
+        g_t &= \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
+        s_t &= s_{t-1} + g_t^2 \\
+        \theta_t &= \theta_{t-1} - \frac{\gamma}{1 + (t - 1)\,\eta}\,\frac{g_t}{\sqrt{s_t} + \epsilon}
+
+    Args:
+        params: parameters, named parameters, or dicts that define groups, of any shape.
+        lr: the learning rate γ ≥ 0, a number or a tensor of one element. Default 1e-2.
+        lr_decay: η ≥ 0, the rate at which γ decays. Default 0.
+        weight_decay: λ ≥ 0, an L2 penalty λ‖θ‖²/2 added to the loss. Default 0.
+        initial_accumulator_value: s₀ ≥ 0, one for all groups. Default 0.
+        eps: ε ≥ 0, added to the denominator. Default 1e-10.
+        foreach: True moves many tensors per operation, False one; None takes True on a GPU.
+        maximize: ascend instead of descend.
+        differentiable: not supported yet.
+        fused: not supported yet.
+
+    Raises:
+        ValueError: in torch's words, for a hyper-parameter out of its range.
+        NotImplementedError: for ``differentiable=True`` or ``fused=True``.
+
+    **Paper.** Duchi, Hazan and Singer, *Adaptive subgradient methods for online learning and
+    stochastic optimization* (2011): its diagonal form.
+
+    **Where torch, and so this class, leaves the paper.** The paper's δ stands beside the root as ε
+    does here (other libraries put it inside, which changes the steps of small gradients by orders
+    of magnitude); `lr_decay` and the L2 penalty are additions. State exists from the start, not
+    from the first step.
+    """
+
+    rule = staticmethod(adagrad)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        lr_decay: float = 0,
+        weight_decay: float = 0,
+        initial_accumulator_value: float = 0,
+        eps: float = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        check_options(
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            initial_accumulator_value=initial_accumulator_value,
+            eps=eps,
+        )
+        defaults = {
+            "lr": lr,
+            "lr_decay": lr_decay,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "initial_accumulator_value": initial_accumulator_value,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p] = self.new_state(p, group)
+
+    def columns(self, group: Group) -> dict[str, str]:
+        return {"s": "sum"}
+
+    def new_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
+        state = super().new_state(p, group)
+        # From the defaults, not from the group: torch knows one initial value for all.
+        initial = self.defaults["initial_accumulator_value"]
+        state["sum"].fill_(complex(initial, initial) if p.is_complex() else initial)
+        return state
+
+    def scalars(self, t: float, group: Group) -> dict[str, Any]:
+        return {
+            "step_size": group["lr"] / (1 + (t - 1) * group["lr_decay"]),
+            "eps": group["eps"],
+            "l2": group["weight_decay"] or None,
+            "maximize": group["maximize"],
+        }
+
+    def share_memory(self) -> None:
+        """Move the accumulators to shared memory, for training from several processes."""
+        for p in (p for group in self.param_groups for p in group["params"]):
+            self.state[p]["sum"].share_memory_()

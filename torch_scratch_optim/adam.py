@@ -1,0 +1,211 @@
+"""Adam, and AdamW: a step from the first moment of the gradient, scaled by the root of its second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .carriers import Carrier
+from .optimizer import Group, ScratchOptimizer, check_options, loss_gradient
+
+
+def adam(
+    p: Carrier,
+    g: Carrier,
+    m: Carrier,
+    v: Carrier,
+    v_max: Carrier | None = None,
+    *,
+    step_size: float,
+    beta1: float,
+    beta2: float,
+    root_correction: float,
+    eps: float,
+    l2: float | None,
+    shrink: float | None,
+    maximize: bool,
+) -> None:
+    """One step of Adam."""
+    g = loss_gradient(p, g, l2=l2, maximize=maximize)  # g ← ±∇f(θ) + λθ
+    if shrink is not None:
+        p.mul_(shrink)  # θ ← (1 − γλ) θ          AdamW
+    m.lerp_(g, 1 - beta1)  # m ← β₁m + (1 − β₁) g
+    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)  # v ← β₂v + (1 − β₂) g²
+    if v_max is not None:
+        v = v_max.clamp_min_(v)  # v ← max(v_max, v)      AMSGrad
+    denom = v.sqrt().div_(root_correction).add_(eps)  # √v̂ + ε
+    p.addcdiv_(m, denom, value=-step_size)  # θ ← θ − γ m̂ / (√v̂ + ε)
+
+
+class ScratchAdam(ScratchOptimizer):
+    r"""Adam; a drop-in for :class:`torch.optim.Adam`.
+
+    .. math::
+        g_t &= \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
+        m_t &= \beta_1 m_{t-1} + (1 - \beta_1)\, g_t \\
+        v_t &= \beta_2 v_{t-1} + (1 - \beta_2)\, g_t^2 \\
+        \hat m_t &= m_t / (1 - \beta_1^t), \qquad \hat v_t = v_t / (1 - \beta_2^t) \\
+        \theta_t &= \theta_{t-1} - \gamma\, \hat m_t / (\sqrt{\hat v_t} + \epsilon)
+
+    Args:
+        params: parameters, named parameters, or dicts that define groups, of any shape.
+        lr: the learning rate γ ≥ 0, a number or a tensor of one element. Default 1e-3.
+        betas: β₁ and β₂ in [0, 1), how much of each moment is kept at each step; two numbers or two
+            tensors of one element. Default (0.9, 0.999).
+        eps: ε ≥ 0, added to the denominator. Default 1e-8.
+        weight_decay: λ ≥ 0, an L2 penalty λ‖θ‖²/2 added to the loss. Default 0.
+        amsgrad: divide by the largest v so far instead of the present one.
+        foreach: True moves many tensors per operation, False one; None takes True on a GPU.
+        maximize: ascend instead of descend.
+        capturable: not supported yet.
+        differentiable: not supported yet.
+        fused: not supported yet.
+        decoupled_weight_decay: decay the parameters themselves, as :class:`ScratchAdamW` does.
+
+    Raises:
+        ValueError: in torch's words, for a hyper-parameter out of its range, or for a tensor `lr` or
+            `betas` together with ``foreach=True``.
+        NotImplementedError: for ``capturable=True``, ``differentiable=True`` or ``fused=True``.
+
+    **Papers.** Kingma and Ba, *Adam: a method for stochastic optimization* (2015); Reddi, Kale and
+    Kumar, *On the convergence of Adam and beyond* (2018), for AMSGrad; Loshchilov and Hutter,
+    *Decoupled weight decay regularization* (2019), for AdamW.
+
+    **Where torch, and so this class, leaves the papers.** AMSGrad's paper corrects no bias; here its
+    maximum is taken before the correction, which is then applied. AdamW's paper scales the decay by
+    a schedule of its own; here it is scaled by γ.
+    """
+
+    rule = staticmethod(adam)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+    ) -> None:
+        one_by_one = capturable or not foreach
+        _check_tensor("lr", lr, one_by_one)
+        check_options(lr=lr, eps=eps, weight_decay=weight_decay)
+        for i, beta in enumerate(betas):
+            if not 0.0 <= beta < 1.0:
+                raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+        if len({isinstance(beta, Tensor) for beta in betas}) > 1:
+            raise ValueError("betas must be either both floats or both Tensors")
+        for i, beta in enumerate(betas):
+            _check_tensor(f"betas[{i}]", beta, one_by_one)
+        defaults = {
+            "lr": lr,
+            "betas": tuple(b.squeeze() if isinstance(b, Tensor) else b for b in betas),
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, defaults)
+
+    def columns(self, group: Group) -> dict[str, str]:
+        columns = {"m": "exp_avg", "v": "exp_avg_sq"}
+        if group["amsgrad"]:
+            columns["v_max"] = "max_exp_avg_sq"
+        return columns
+
+    def scalars(self, t: float, group: Group) -> dict[str, Any]:
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        decay, decoupled = group["weight_decay"] or None, group["decoupled_weight_decay"]
+        return {
+            "step_size": lr / (1 - beta1**t),  # γ / (1 − β₁ᵗ)
+            "beta1": beta1,
+            "beta2": beta2,
+            "root_correction": (1 - beta2**t) ** 0.5,  # √(1 − β₂ᵗ)
+            "eps": group["eps"],
+            "l2": None if decoupled else decay,
+            "shrink": 1 - lr * decay if decoupled and decay is not None else None,
+            "maximize": group["maximize"],
+        }
+
+    def _sparse_error(self) -> RuntimeError:
+        return RuntimeError(
+            "Adam does not support sparse gradients, please consider SparseAdam instead"
+        )
+
+
+class ScratchAdamW(ScratchAdam):
+    r"""Adam with decoupled weight decay; a drop-in for :class:`torch.optim.AdamW`.
+
+    .. math::
+        \theta'_{t-1} &= (1 - \gamma\lambda)\, \theta_{t-1} \\
+        \theta_t &= \theta'_{t-1} - \gamma\, \hat m_t / (\sqrt{\hat v_t} + \epsilon)
+
+    with the moments of :class:`ScratchAdam`, into which the decay does not enter.
+
+    Args:
+        weight_decay: λ ≥ 0, the share of θ/γ by which the parameters shrink at each step.
+            Default 1e-2.
+
+    All other arguments, the errors and the papers are those of :class:`ScratchAdam`.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=True,
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # Whatever Adam's checkpoint was loaded, this class stays AdamW.
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = True
+
+
+def _check_tensor(name: str, value: float | Tensor, one_by_one: bool) -> None:
+    """Refuse, in torch's words, a tensor hyper-parameter where torch takes none."""
+    if isinstance(value, Tensor):
+        if not one_by_one:
+            raise ValueError(
+                f"{name} as a Tensor is not supported for capturable=False and foreach=True"
+            )
+        if value.numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element")

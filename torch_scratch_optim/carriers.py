@@ -1,0 +1,71 @@
+"""Carriers: what a rule is applied to.
+
+A rule is written once, in the words of :class:`torch.Tensor`, and runs on anything that answers to
+them. One tensor does so by itself; :class:`TensorList` lets many tensors move together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class TensorList:
+    """Many tensors that move as one.
+
+    Every method is the tensor method of that name, run through torch's ``_foreach_`` operation on
+    the whole list: ``m.lerp_(g, 0.1)`` is ``torch._foreach_lerp_(m, g, 0.1)``. On a GPU that is
+    one kernel for many tensors. On a CPU it is the same kernel, tensor by tensor, called from C++.
+
+    Args:
+        tensors: tensors of one device and dtype; their shapes may differ.
+
+    Raises:
+        AttributeError: a word for which torch has no ``_foreach_`` operation.
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+
+    def __getattr__(self, word: str) -> Callable[..., Self]:
+        operation = getattr(torch, f"_foreach_{word}", None)
+        if operation is None:
+            raise AttributeError(f"'{word}' does not work on many tensors: torch has no _foreach_{word}")
+
+        def apply(*others: Any, **numbers: Any) -> Self:
+            result = operation(self.tensors, *map(_unwrap, others), **numbers)
+            # In-place operations return nothing; tensor methods return the tensor itself.
+            return self if result is None else type(self)(list(result))
+
+        return apply
+
+    def mul_(self, other: TensorList | float) -> Self:
+        """Multiply in place, rounding as tensors do.
+
+        On a CPU ``torch._foreach_mul_`` rounds a number to half precision before it multiplies;
+        ``Tensor.mul_`` does not.
+        """
+        if isinstance(other, TensorList) or not is_half_on_cpu(self.tensors[0]):
+            torch._foreach_mul_(self.tensors, _unwrap(other))
+        else:
+            for tensor in self.tensors:
+                tensor.mul_(other)
+        return self
+
+
+def is_half_on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float16, torch.bfloat16)
+
+
+def _unwrap(other: Any) -> Any:
+    return other.tensors if isinstance(other, TensorList) else other
+
+
+# A rule is generic over its carrier: mypy checks its body once with each.
+Carrier = TypeVar("Carrier", Tensor, TensorList)

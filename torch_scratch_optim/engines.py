@@ -1,0 +1,118 @@
+"""Engines: how a rule is run over many parameters.
+
+The rule says what, the engine says how. A *row* is all that belongs to one parameter, by the letters
+of the rule: ``{"p": parameter, "g": gradient, "m": first moment, ...}``. Rules are elementwise, so an
+engine may cut rows into pieces and gather pieces into batches without changing one bit of the result.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .carriers import TensorList, is_half_on_cpu
+
+Row = dict[str, Tensor]
+Engine = Callable[[Callable[..., None], list[Row], dict[str, Any]], None]
+
+# The most elements that move at once. Temporaries (√v, g + λθ) are as large as what moves: on a CPU
+# they should stay in its caches, other devices want enough work in each launch.
+CPU_BLOCK = 2**18
+DEVICE_BLOCK = 2**24
+# The fewest elements for which torch's CPU kernels take another thread (at::internal::GRAIN_SIZE).
+GRAIN = 2**15
+
+
+def loop(rule: Callable[..., None], rows: list[Row], scalars: dict[str, Any]) -> None:
+    """Run the rule on one tensor at a time, big tensors block by block."""
+    for row in rows:
+        for block in cut(row):
+            rule(**block, **scalars)
+
+
+def foreach(rule: Callable[..., None], rows: list[Row], scalars: dict[str, Any]) -> None:
+    """Run the rule on many tensors at a time, gathered by device and dtype."""
+    alike: defaultdict[object, list[Row]] = defaultdict(list)
+    for row in rows:
+        alike[row["p"].device, row["p"].dtype].append(row)
+    for like in alike.values():
+        for batch in _batches(like):
+            rule(**{letter: TensorList([row[letter] for row in batch]) for letter in batch[0]}, **scalars)
+
+
+def cut(row: Row) -> Iterable[Row]:
+    """Cut a row of big tensors into views of a block each.
+
+    Tensors that are not dense, or not laid out alike, are left whole. It takes some doing to make
+    such a row: autograd lays a gradient out as its parameter, and so is the state.
+    """
+    p = row["p"]
+    size = p.numel()
+    if size <= block_size(p) or (flat := _in_memory_order(row)) is None:
+        return (row,)
+    lengths = _whole_grains(size) if is_half_on_cpu(p) else _even(size, block_size(p))
+    pieces = zip(*(tensor.split(lengths) for tensor in flat), strict=True)
+    return (dict(zip(row, piece, strict=True)) for piece in pieces)
+
+
+def block_size(p: Tensor) -> int:
+    """The most elements of tensors like `p` that move at once."""
+    return CPU_BLOCK if p.is_cpu else DEVICE_BLOCK
+
+
+def _in_memory_order(row: Row) -> list[Tensor] | None:
+    """One-dimensional views of a row's tensors, if all are dense and laid out alike."""
+    p = row["p"]
+    order = sorted(range(p.ndim), key=p.stride, reverse=True)
+    if not p.permute(order).is_contiguous() or any(t.stride() != p.stride() for t in row.values()):
+        return None
+    return [tensor.permute(order).view(-1) for tensor in row.values()]
+
+
+def _even(size: int, block: int) -> int:
+    """A length that cuts `size` into the fewest blocks of even lengths, in whole cache lines."""
+    return _ceil(_ceil(size, _ceil(size, block)), 64) * 64
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _whole_grains(size: int) -> list[int]:
+    """Lengths that cut a flat tensor where torch's CPU kernels, given all of it, would not differ.
+
+    Such a kernel deals a tensor out to its threads, and each thread leaves the end of its share,
+    what does not fill a vector register, to scalar code, which rounds half precision differently.
+    So cut where the threads' shares end, and elsewhere only between grains that divide by the
+    number of threads: then no other element falls to scalar code.
+    """
+    threads = torch.get_num_threads()
+    share = _ceil(size, min(threads, _ceil(size, GRAIN)))
+    lengths = []
+    for start in range(0, size, share):
+        left = min(share, size - start)
+        while left:
+            grains = min(left, CPU_BLOCK) // GRAIN
+            length = (grains - grains % threads or grains) * GRAIN or left
+            lengths.append(length)
+            left -= length
+    return lengths
+
+
+def _batches(rows: list[Row]) -> Iterator[list[Row]]:
+    """Gather pieces of rows into batches of at most a block each."""
+    batch: list[Row] = []
+    size = 0
+    for row in rows:
+        for piece in cut(row):
+            if batch and size + piece["p"].numel() > block_size(piece["p"]):
+                yield batch
+                batch, size = [], 0
+            batch.append(piece)
+            size += piece["p"].numel()
+    if batch:
+        yield batch

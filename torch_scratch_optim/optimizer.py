@@ -1,0 +1,246 @@
+"""The shell around a rule: groups, state, step counts, checks and checkpoints, as torch has them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, ClassVar, overload
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim.optimizer import ParamsT
+
+from . import engines
+from .carriers import Carrier
+from .engines import Engine, Row
+
+Group = dict[str, Any]
+
+_ONE = torch.tensor(1.0, device="cpu")  # adding the number 1 would make such a tensor at each call
+
+# What torch assumes for an option that an old checkpoint does not know.
+_BEFORE_IT_WAS_AN_OPTION: Group = {
+    "momentum": 0,
+    "nesterov": False,
+    "centered": False,
+    "amsgrad": False,
+    "decoupled_weight_decay": False,
+    "maximize": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+}
+
+
+def loss_gradient(p: Carrier, g: Carrier, *, l2: float | None, maximize: bool) -> Carrier:
+    """The gradient that a rule descends: g ← ±g + λθ, the caller's own gradient left alone."""
+    if maximize:
+        g = g.neg()
+    if l2 is not None:
+        g = g.add(p, alpha=l2)
+    return g
+
+
+class ScratchOptimizer(torch.optim.Optimizer):
+    """Base of all optimizers here: give it a rule and say what the rule needs.
+
+    A subclass provides three things, and a constructor that hands its options on as `defaults`:
+
+    * ``rule``, the mathematics: a function ``rule(p, g, **state, **scalars)`` of a parameter, its
+      gradient, further state by letter and keyword scalars, which updates tensors in place;
+    * :meth:`columns`, the state that the rule keeps;
+    * :meth:`scalars`, the numbers that it is given at each step.
+
+    The contract of a rule: it is elementwise. It is written in tensor methods that have a
+    ``torch._foreach_`` twin. It writes parameters and state, never a gradient. It branches on
+    ``None`` and ``bool``, never on a number.
+
+    Args:
+        params: parameters, named parameters, or dicts that define parameter groups, as in
+            :class:`torch.optim.Optimizer`.
+        defaults: the options of every group that does not set its own.
+
+    Raises:
+        TypeError, ValueError: in torch's words, for an empty parameter list, a non-leaf tensor and
+            the like.
+        NotImplementedError: for ``capturable=True``, ``differentiable=True`` and ``fused=True``.
+    """
+
+    rule: ClassVar[Callable[..., None]]
+
+    #: Whether the state holds a ``step`` count. Without one, :meth:`scalars` is given t = 1 at a
+    #: parameter's first step and t = 2 ever after.
+    counts_steps: ClassVar[bool] = True
+    #: Whether a complex parameter is updated as pairs of real numbers. A linear rule need not.
+    splits_complex: ClassVar[bool] = True
+
+    def __init__(self, params: ParamsT, defaults: Group) -> None:
+        _refuse_unsupported(defaults)
+        super().__init__(params, defaults)
+
+    def columns(self, group: Group) -> dict[str, str]:
+        """The state kept under a group's options: ``{letter in the rule: name in a checkpoint}``."""
+        raise NotImplementedError
+
+    def scalars(self, t: float, group: Group) -> dict[str, Any]:
+        """The rule's keyword scalars at step t = 1, 2, …: plain arithmetic on a group's options."""
+        raise NotImplementedError
+
+    def new_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
+        """The state before a parameter's first step: a count of zero and columns of zeros."""
+        # One count for each parameter, never shared: torch's optimizers increment it in place.
+        state = {"step": _step_count(0.0)} if self.counts_steps else {}
+        for name in self.columns(group).values():
+            state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        return state
+
+    @overload  # type: ignore[override]  # no_grad hides from mypy that this is the base's overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update, once, every parameter that has a gradient.
+
+        Args:
+            closure: clears the gradients, computes the loss, runs backward and returns the loss.
+
+        Returns:
+            What `closure` returned, or None without one.
+
+        Raises:
+            RuntimeError: a gradient is sparse, or a CUDA graph is being captured, in which the step
+                count, a number on the host, would be frozen. No parameter and no state has changed.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._refuse_sparse_gradients()
+        if self.counts_steps and _is_capturing():
+            raise RuntimeError(
+                "Attempting CUDA graph capture of step() for an instance of "
+                f"{type(self).__name__} but param_groups' capturable is False."
+            )
+        for group in self.param_groups:
+            for t, rows in self._rows_by_step(group).items():
+                engine = _engine_for(group, rows)
+                engine(self.rule, rows, _numbers(self.scalars(t, group)))
+        return loss
+
+    def _rows_by_step(self, group: Group) -> dict[float, list[Row]]:
+        """Count the step; then gather, for each count, the rows of the parameters that have it.
+
+        With the count in the key every scalar of the rule is one number for all rows.
+        """
+        columns = self.columns(group)
+        one_of_them = next(iter(columns.values()), None)
+        rows: defaultdict[float, list[Row]] = defaultdict(list)
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            row = {"p": p, "g": p.grad}
+            t = 2.0
+            if one_of_them is not None:
+                state = self.state[p]
+                if state.get(one_of_them) is None:
+                    state.update(self.new_state(p, group))
+                    t = 1.0
+                for letter, name in columns.items():
+                    row[letter] = state[name]
+                if self.counts_steps:
+                    t = state["step"].add_(_ONE).item()
+            if self.splits_complex and p.is_complex():
+                row = {letter: torch.view_as_real(x.resolve_conj()) for letter, x in row.items()}
+            rows[t].append(row)
+        return rows
+
+    def _refuse_sparse_gradients(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.is_sparse:
+                    raise self._sparse_error()
+
+    def _sparse_error(self) -> RuntimeError:
+        return NotImplementedError(f"{type(self).__name__} does not support sparse gradients yet")
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group of parameters, with options of its own if it has any.
+
+        Raises:
+            NotImplementedError: the group asks for an option that is not there yet.
+        """
+        if isinstance(param_group, dict):
+            _refuse_unsupported(param_group)
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Both unpickling and load_state_dict come through here; refuse before anything is replaced.
+        for group in state["param_groups"]:
+            _refuse_unsupported(group)
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for option in self.defaults.keys() & _BEFORE_IT_WAS_AN_OPTION.keys():
+                group.setdefault(option, _BEFORE_IT_WAS_AN_OPTION[option])
+        for p_state in self.state.values():
+            if "step" in p_state and not isinstance(p_state["step"], Tensor):
+                p_state["step"] = _step_count(float(p_state["step"]))
+
+
+def check_options(*, lr: float | Tensor, **others: float | Tensor) -> None:
+    """Refuse, in torch's words, hyper-parameters that may not be negative and are.
+
+    Raises:
+        ValueError: a negative or NaN value, or a tensor `lr` of more than one element.
+    """
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
+    in_words = {"lr": "learning rate", "eps": "epsilon value"}
+    for name, value in {"lr": lr, **others}.items():
+        if not 0.0 <= value:
+            raise ValueError(f"Invalid {in_words.get(name, f'{name} value')}: {value}")
+
+
+def _refuse_unsupported(options: Group) -> None:
+    """Refuse options that contradict each other, in torch's words, and those not there yet."""
+    if options.get("fused") and options.get("differentiable"):
+        raise RuntimeError("`fused` does not support `differentiable`")
+    if options.get("fused") and options.get("foreach"):
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+    for option in ("capturable", "differentiable", "fused"):
+        if options.get(option):
+            raise NotImplementedError(f"{option}=True is not supported yet")
+
+
+def _is_capturing() -> bool:
+    # Asked of an uninitialised CUDA, torch would try to start it.
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _engine_for(group: Group, rows: list[Row]) -> Engine:
+    """The engine that a group's `foreach` asks for; by default foreach on a GPU and the loop elsewhere."""
+    choice = group.get("foreach")
+    if choice is None:
+        choice = all(
+            row["p"].device.type in ("cuda", "xpu") and type(row["p"]) in (Tensor, Parameter)
+            for row in rows
+        )
+    return engines.foreach if choice else engines.loop
+
+
+def _numbers(scalars: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters that are tensors have done their arithmetic as such; rules take numbers."""
+    return {
+        name: value.item() if isinstance(value, Tensor) else value
+        for name, value in scalars.items()
+    }
+
+
+def _step_count(value: float) -> Tensor:
+    """A step count as torch keeps it: 0-d, on the CPU, in float32 unless the default is float64."""
+    double = torch.get_default_dtype() == torch.float64
+    return torch.tensor(value, dtype=torch.float64 if double else torch.float32, device="cpu")

@@ -1,0 +1,134 @@
+"""RMSProp: gradients divided by a running average of their recent size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .carriers import Carrier
+from .optimizer import Group, ScratchOptimizer, check_options, loss_gradient
+
+
+def rmsprop(
+    p: Carrier,
+    g: Carrier,
+    v: Carrier,
+    b: Carrier | None = None,
+    g_avg: Carrier | None = None,
+    *,
+    lr: float,
+    alpha: float,
+    eps: float,
+    momentum: float,
+    l2: float | None,
+    maximize: bool,
+) -> None:
+    """One step of RMSProp."""
+    g = loss_gradient(p, g, l2=l2, maximize=maximize)  # g ← ±∇f(θ) + λθ
+    v.mul_(alpha).addcmul_(g, g, value=1 - alpha)  # v ← αv + (1 − α) g²
+    if g_avg is None:
+        denom = v.sqrt()  # √v
+    else:
+        g_avg.lerp_(g, 1 - alpha)  # ḡ ← αḡ + (1 − α) g
+        denom = v.addcmul(g_avg, g_avg, value=-1).sqrt_()  # √(v − ḡ²)    centered
+    denom.add_(eps)  # √v + ε
+    if b is None:
+        p.addcdiv_(g, denom, value=-lr)  # θ ← θ − γg / (√v + ε)
+    else:
+        b.mul_(momentum).addcdiv_(g, denom)  # b ← μb + g / (√v + ε)
+        p.add_(b, alpha=-lr)  # θ ← θ − γb
+
+
+class ScratchRMSProp(ScratchOptimizer):
+    r"""RMSProp; a drop-in for :class:`torch.optim.RMSprop`.
+
+    .. math::
+        g_t &= \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
+        v_t &= \alpha v_{t-1} + (1 - \alpha)\, g_t^2 \\
+        \bar g_t &= \alpha \bar g_{t-1} + (1 - \alpha)\, g_t, \qquad
+        \tilde v_t = \begin{cases} v_t - \bar g_t^2 & \text{centered} \\ v_t & \text{otherwise} \end{cases} \\
+        b_t &= \mu b_{t-1} + \frac{g_t}{\sqrt{\tilde v_t} + \epsilon} \\
+        \theta_t &= \theta_{t-1} - \gamma b_t
+
+    Args:
+        params: parameters, named parameters, or dicts that define groups, of any shape.
+        lr: the learning rate γ ≥ 0, a number or a tensor of one element. Default 1e-2.
+        alpha: α ≥ 0, how much of the running averages is kept at each step. Default 0.99.
+        eps: ε ≥ 0, added to the denominator. Default 1e-8.
+        weight_decay: λ ≥ 0, an L2 penalty λ‖θ‖²/2 added to the loss. Default 0.
+        momentum: μ ≥ 0. Default 0, which keeps no buffer.
+        centered: divide by the standard deviation of the gradient, not by its root mean square.
+        capturable: not supported yet.
+        foreach: True moves many tensors per operation, False one; None takes True on a GPU.
+        maximize: ascend instead of descend.
+        differentiable: not supported yet.
+        fused: not supported yet; torch.optim.RMSprop has no such argument.
+
+    Raises:
+        ValueError: in torch's words, for a hyper-parameter out of its range.
+        NotImplementedError: for ``capturable=True``, ``differentiable=True`` or ``fused=True``.
+
+    **Sources.** Tieleman and Hinton, *Lecture 6.5: rmsprop* (Coursera, 2012), for the method; Graves,
+    *Generating sequences with recurrent neural networks* (2013), for the centered form.
+
+    **Where torch, and so this class, leaves the sources.** Graves puts ε inside the root, as other
+    libraries do; torch adds it outside, which for gradients far below √ε changes a step by orders
+    of magnitude. In the centered form rounding may push v − ḡ² below zero, and the result is NaN.
+    """
+
+    rule = staticmethod(rmsprop)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        fused: bool | None = None,
+    ) -> None:
+        check_options(lr=lr, eps=eps, momentum=momentum, weight_decay=weight_decay, alpha=alpha)
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "alpha": alpha,
+            "eps": eps,
+            "centered": centered,
+            "weight_decay": weight_decay,
+            "capturable": capturable,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults)
+
+    def columns(self, group: Group) -> dict[str, str]:
+        columns = {"v": "square_avg"}
+        if group["momentum"] > 0:
+            columns["b"] = "momentum_buffer"
+        if group["centered"]:
+            columns["g_avg"] = "grad_avg"
+        return columns
+
+    def scalars(self, t: float, group: Group) -> dict[str, Any]:
+        return {
+            "lr": group["lr"],
+            "alpha": group["alpha"],
+            "eps": group["eps"],
+            "momentum": group["momentum"],
+            "l2": group["weight_decay"] or None,
+            "maximize": group["maximize"],
+        }
+
+    def _sparse_error(self) -> RuntimeError:
+        return RuntimeError("RMSprop does not support sparse gradients")

@@ -1,0 +1,160 @@
+"""Stochastic gradient descent, plain and with momentum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .carriers import Carrier
+from .optimizer import Group, ScratchOptimizer, check_options, loss_gradient
+
+
+def sgd(
+    p: Carrier,
+    g: Carrier,
+    b: Carrier | None = None,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    first: bool,
+    l2: float | None,
+    maximize: bool,
+) -> None:
+    """One step of stochastic gradient descent."""
+    g = loss_gradient(p, g, l2=l2, maximize=maximize)  # g ← ±∇f(θ) + λθ
+    if b is not None:
+        if first:
+            b.copy_(g)  # b ← g
+        else:
+            b.mul_(momentum).add_(g, alpha=1 - dampening)  # b ← μb + (1 − τ) g
+        g = g.add(b, alpha=momentum) if nesterov else b  # g ← g + μb  or  b
+    p.add_(g, alpha=-lr)  # θ ← θ − γg
+
+
+class ScratchSGD(ScratchOptimizer):
+    r"""Stochastic gradient descent; a drop-in for :class:`torch.optim.SGD`.
+
+    .. math::
+        g_t &= \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
+        b_1 &= g_1, \qquad b_t = \mu b_{t-1} + (1 - \tau)\, g_t \quad (t > 1) \\
+        \theta_t &= \theta_{t-1} - \gamma
+            \begin{cases} g_t & \mu = 0 \\ b_t & \mu > 0 \\ g_t + \mu b_t & \text{Nesterov} \end{cases}
+
+    Args:
+        params: parameters, named parameters, or dicts that define groups, of any shape.
+        lr: the learning rate γ ≥ 0, a number or a tensor of one element. Default 1e-3.
+        momentum: μ ≥ 0. Default 0, which keeps no state at all.
+        dampening: τ, the share of each new gradient that the momentum ignores. Default 0.
+        weight_decay: λ ≥ 0, an L2 penalty λ‖θ‖²/2 added to the loss. Default 0.
+        nesterov: look ahead along the momentum; needs ``momentum > 0`` and ``dampening = 0``.
+        maximize: ascend instead of descend.
+        foreach: True moves many tensors per operation, False one; None takes True on a GPU.
+        differentiable: not supported yet.
+        fused: not supported yet.
+
+    Raises:
+        ValueError: in torch's words, for a hyper-parameter out of its range.
+        NotImplementedError: for ``differentiable=True`` or ``fused=True``.
+
+    **Papers.** Robbins and Monro, *A stochastic approximation method* (1951), for SGD; Polyak, *Some
+    methods of speeding up the convergence of iteration methods* (1964), for momentum; Sutskever,
+    Martens, Dahl and Hinton, *On the importance of initialization and momentum in deep learning*
+    (2013), for Nesterov's.
+
+    **Where torch, and so this class, leaves the papers.** The papers put γ into the velocity,
+    v ← μv − γg, θ ← θ + v; torch multiplies it in when the velocity is used. The two agree while γ
+    is constant and part when it is scheduled. The first velocity is the whole gradient, whatever
+    the dampening. Nesterov's gradient is taken at θ, after a change of variables, not at θ + μv.
+    """
+
+    rule = staticmethod(sgd)
+    counts_steps = False
+    splits_complex = False
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        check_options(lr=lr, momentum=momentum, weight_decay=weight_decay)
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults)
+
+    def columns(self, group: Group) -> dict[str, str]:
+        return {"b": "momentum_buffer"} if group["momentum"] != 0 else {}
+
+    def new_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
+        # Laid out in memory as the gradient, of which the first velocity is a copy.
+        return {"momentum_buffer": torch.zeros_like(p.grad, memory_format=torch.preserve_format)}
+
+    def scalars(self, t: float, group: Group) -> dict[str, Any]:
+        return {
+            "lr": group["lr"],
+            "momentum": group["momentum"],
+            "dampening": group["dampening"],
+            "nesterov": group["nesterov"],
+            "first": t == 1,
+            "l2": group["weight_decay"] or None,
+            "maximize": group["maximize"],
+        }
+
+
+class ScratchMomentum(ScratchSGD):
+    """SGD with momentum: :class:`ScratchSGD` with ``momentum=0.9`` by default.
+
+    Everything else, checkpoints included, is that of :class:`ScratchSGD` and so of
+    :class:`torch.optim.SGD`.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.9,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+        )
