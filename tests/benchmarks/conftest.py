@@ -1,0 +1,52 @@
+"""What the tests of the benchmarks share: no network, and jobs small enough to take a second."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+
+from benchmarks import report
+from benchmarks.data import DRAWN_NAME, Digits, load_digits
+from benchmarks.mnist import main
+
+Job = Callable[..., int]
+TINY = ("--dataset", "drawn", "--train-size", "300", "--test-size", "100", "--batch-size", "64")
+SMALL_NET = ("--depth", "2", "--width", "16")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> NoReturn:
+        raise OSError("this test must not use the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take most of the time of a small job; leave them out where they do not matter."""
+    monkeypatch.setattr(report, "draw_curves", lambda *arguments: b"curves")
+    monkeypatch.setattr(report, "draw_gradient_flow", lambda *arguments: b"gradient flow")
+
+
+@pytest.fixture
+def job(tmp_path: Path, no_pictures: None) -> Job:
+    """Run a small job in the test's own directory."""
+
+    def run(*arguments: str, out: Path = tmp_path / "job") -> int:
+        return main([*TINY, *SMALL_NET, "--epochs", "2", "--out", str(out), *arguments])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def digits() -> Digits:
+    found = load_digits("drawn", Path("nowhere"), torch.device("cpu"), 300, 100)
+    assert found.name == DRAWN_NAME
+    return found

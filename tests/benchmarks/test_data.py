@@ -1,0 +1,168 @@
+"""Where the digits come from, and what is said when they cannot be had."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import data
+from benchmarks.data import DRAWN_NAME, MNIST_NAME, DataError, Digits, load_digits
+
+IMAGES = {"train": 20, "t10k": 10}
+
+
+def small_mnist() -> dict[str, bytes]:
+    """Files in MNIST's format with few images: image number i is grey level i everywhere."""
+    files = {}
+    for split, count in IMAGES.items():
+        size = count.to_bytes(4, "big")
+        side = (28).to_bytes(4, "big")
+        pixels = b"".join(bytes([i]) * 784 for i in range(count))
+        labels = bytes(i % 10 for i in range(count))
+        files[f"{split}-images-idx3-ubyte"] = b"\x00\x00\x08\x03" + size + 2 * side + pixels
+        files[f"{split}-labels-idx1-ubyte"] = b"\x00\x00\x08\x01" + size + labels
+    return files
+
+
+@pytest.fixture(autouse=True)
+def checksums(monkeypatch: pytest.MonkeyPatch) -> None:
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in small_mnist().items()}
+    monkeypatch.setattr(data, "FILES", sums)
+    monkeypatch.setattr(data, "DOWNLOAD_PATIENCE", 0.5)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, content in small_mnist().items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def load(kind: str, data_dir: Path) -> Digits:
+    return load_digits(kind, data_dir, torch.device("cpu"), 20, 10, announce=lambda text: None)
+
+
+@pytest.mark.parametrize("kind", ["auto", "mnist"])
+def test_verified_files_are_read_and_normalised(kind: str, raw: Path, tmp_path: Path) -> None:
+    raw.chmod(0o555)  # the folder may be read-only
+    digits = load(kind, tmp_path)
+    raw.chmod(0o755)
+    assert digits.name == MNIST_NAME
+    assert digits.train_images.shape == (20, 784)
+    assert digits.test_labels.tolist() == list(range(10))
+    expected = (torch.arange(20) / 255 - 0.1307) / 0.3081
+    torch.testing.assert_close(digits.train_images[:, 5], expected)
+
+
+@pytest.mark.parametrize("kind", ["auto", "mnist"])
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_a_truncated_file_is_named(kind: str, name: str, raw: Path, tmp_path: Path) -> None:
+    (raw / name).write_bytes((raw / name).read_bytes()[:-1])
+    with pytest.raises(DataError, match=f"{name} .*corrupt or truncated"):
+        load(kind, tmp_path)
+
+
+def test_a_changed_byte_is_noticed(raw: Path, tmp_path: Path) -> None:
+    content = bytearray((raw / "t10k-images-idx3-ubyte").read_bytes())
+    content[-1] ^= 1
+    (raw / "t10k-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte"):
+        load("auto", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["auto", "mnist"])
+def test_a_missing_file_among_others_is_named(kind: str, raw: Path, tmp_path: Path) -> None:
+    (raw / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError, match="train-labels-idx1-ubyte is missing"):
+        load(kind, tmp_path)
+
+
+def test_more_images_than_mnist_has_are_refused(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"60,001 images .* MNIST has 60,000"):
+        load_digits("mnist", tmp_path, torch.device("cpu"), 60_001, 10)
+
+
+def test_compressed_originals_need_no_network(raw: Path, tmp_path: Path) -> None:
+    for name in small_mnist():
+        (raw / f"{name}.gz").write_bytes(gzip.compress((raw / name).read_bytes()))
+        (raw / name).unlink()
+    assert load("mnist", tmp_path).name == MNIST_NAME
+
+
+def test_a_truncated_archive_is_named(raw: Path, tmp_path: Path) -> None:
+    for name in small_mnist():
+        (raw / f"{name}.gz").write_bytes(gzip.compress((raw / name).read_bytes())[:-9])
+        (raw / name).unlink()
+    with pytest.raises(DataError, match=r"\.gz is corrupt or truncated"):
+        load("auto", tmp_path)
+
+
+def test_without_network_auto_draws_and_leaves_the_folder_alone(tmp_path: Path) -> None:
+    said: list[str] = []
+    cpu = torch.device("cpu")
+    digits = load_digits("auto", tmp_path / "new", cpu, 20, 10, announce=said.append)
+    assert digits.name == DRAWN_NAME
+    assert "not MNIST" in said[-1]
+    assert not (tmp_path / "new").exists()
+
+
+def test_without_network_insisting_on_mnist_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"put its four files into .*or choose --dataset drawn"):
+        load("mnist", tmp_path)
+
+
+def test_a_host_that_never_answers_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr(data, "MNIST", lambda *arguments, **options: answer.wait(30))
+    began = time.monotonic()
+    digits = load("auto", tmp_path)
+    took = time.monotonic() - began
+    answer.set()
+    assert digits.name == DRAWN_NAME
+    assert took < 5
+
+
+def test_the_patience_with_a_silent_network_is_below_fifteen_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    assert data.DOWNLOAD_PATIENCE <= 12
+
+
+def test_a_download_is_verified_and_put_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "MNIST", fake_download(small_mnist()))
+    assert load("auto", tmp_path / "new").name == MNIST_NAME
+    kept = sorted(path.name for path in (tmp_path / "new/MNIST/raw").iterdir())
+    assert kept == sorted(small_mnist())
+    assert [path.name for path in (tmp_path / "new/MNIST").iterdir()] == ["raw"]
+
+
+def test_a_download_with_a_wrong_byte_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {name: content + b"!" for name, content in small_mnist().items()}
+    monkeypatch.setattr(data, "MNIST", fake_download(files))
+    with pytest.raises(DataError, match="corrupt or truncated"):
+        load("auto", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def fake_download(files: dict[str, bytes]) -> type:
+    class Fake:
+        def __init__(self, root: str, download: bool) -> None:
+            for name, content in files.items():
+                (Path(root) / "MNIST" / "raw" / name).write_bytes(content)
+
+    return Fake

@@ -1,0 +1,153 @@
+"""Checkpoints pass between ours and torch's in the middle of a run, which goes on unchanged."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import Optimizer
+
+from .cases import CASES, PAIRS, Case, assert_equal_state, leaves, parameters, train
+
+by_name = pytest.mark.parametrize("case", CASES, ids=str)
+each_optimizer = pytest.mark.parametrize("case", [Case(n) for n in PAIRS], ids=str)
+
+
+def through_a_file(optimizer: Optimizer) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    loaded: dict[str, Any] = torch.load(file, weights_only=True)
+    return loaded
+
+
+def copy_parameters(source: Optimizer, target: Optimizer) -> None:
+    with torch.no_grad():
+        for p, q in zip(leaves(source), leaves(target), strict=True):
+            q.copy_(p)
+
+
+@pytest.mark.parametrize("to", ["torch", "ours"])
+@by_name
+def test_a_run_goes_on_with_the_other_library(case: Case, to: str) -> None:
+    makers = (case.ours, case.torchs) if to == "torch" else (case.torchs, case.ours)
+    first, undisturbed = makers[0](parameters()), makers[0](parameters())
+    for _ in train(first, undisturbed, steps=range(10)):
+        pass
+    # Other hyper-parameters, so that only the checkpoint can bring the right ones.
+    second = makers[1](parameters(), lr=123.0)
+    copy_parameters(first, second)
+    second.load_state_dict(through_a_file(first))
+    for step in train(second, undisturbed, steps=range(10, 30)):
+        assert_equal_state(second, undisturbed, f"step {step}")
+
+
+@by_name
+def test_checkpoints_have_torchs_keys(case: Case) -> None:
+    ours, theirs = case.ours(parameters()), case.torchs(parameters())
+    for _ in train(ours, theirs, steps=range(2)):
+        pass
+    mine, their = ours.state_dict(), theirs.state_dict()
+    assert {i: list(s) for i, s in mine["state"].items()} == {
+        i: list(s) for i, s in their["state"].items()
+    }
+    # torch has no fused RMSprop.
+    superset = {"fused"} if case.optimizer == "RMSProp" else set()
+    assert mine["param_groups"][0].keys() - superset == their["param_groups"][0].keys()
+
+
+@by_name
+def test_pickle_and_deepcopy_keep_the_run(case: Case) -> None:
+    ours = case.ours(parameters())
+    for _ in train(ours, steps=range(5)):
+        pass
+    for twin in (pickle.loads(pickle.dumps(ours)), copy.deepcopy(ours)):
+        original = copy.deepcopy(ours)
+        for step in train(twin, original, steps=range(5, 10)):
+            assert_equal_state(twin, original, f"step {step}")
+
+
+@each_optimizer
+def test_options_that_an_old_checkpoint_lacks_are_torchs(case: Case) -> None:
+    ours, theirs = case.ours(parameters()), case.torchs(parameters())
+    for _ in train(ours, theirs, steps=range(3)):
+        pass
+    old = copy.deepcopy(theirs.state_dict())
+    young = {"maximize", "foreach", "capturable", "differentiable", "fused", "nesterov", "centered"}
+    for option in young | {"amsgrad", "decoupled_weight_decay"}:
+        old["param_groups"][0].pop(option, None)
+    for state in old["state"].values():
+        if "step" in state:
+            state["step"] = int(state["step"])  # a plain number, before torch 1.12
+    ours.load_state_dict(copy.deepcopy(old))
+    theirs.load_state_dict(copy.deepcopy(old))
+    for group in theirs.param_groups:
+        group["foreach"] = False
+    for step in train(ours, theirs, steps=range(3, 8)):
+        assert_equal_state(ours, theirs, f"step {step}")
+
+
+def test_a_momentum_buffer_of_none_is_a_first_step() -> None:
+    case = Case("Momentum")
+    ours, theirs = case.ours(parameters()), case.torchs(parameters())
+    state = {
+        "state": {i: {"momentum_buffer": None} for i in range(len(leaves(ours)))},
+        "param_groups": theirs.state_dict()["param_groups"],
+    }
+    ours.load_state_dict(copy.deepcopy(state))
+    theirs.load_state_dict(copy.deepcopy(state))
+    for step in train(ours, theirs, steps=range(5)):
+        assert_equal_state(ours, theirs, f"step {step}")
+
+
+@each_optimizer
+def test_named_parameters_are_kept(case: Case) -> None:
+    names = [f"layer{i}" for i in range(8)]
+    ours, theirs = (
+        make(zip(names, parameters(), strict=True)) for make in (case.ours, case.torchs)
+    )
+    for step in train(ours, theirs, steps=range(3)):
+        assert_equal_state(ours, theirs, f"step {step}")
+    assert ours.state_dict()["param_groups"][0]["param_names"] == names
+    assert theirs.state_dict()["param_groups"][0]["param_names"] == names
+
+
+@each_optimizer
+def test_a_checkpoint_asking_for_what_is_not_there_changes_nothing(case: Case) -> None:
+    ours = case.ours(parameters())
+    for _ in train(ours, steps=range(2)):
+        pass
+    before = copy.deepcopy(ours.state_dict())
+    wanting = copy.deepcopy(before)
+    wanting["param_groups"][0]["differentiable"] = True
+    wanting["state"] = {}
+    with pytest.raises(NotImplementedError, match="differentiable=True is not supported yet"):
+        ours.load_state_dict(wanting)
+    after = ours.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    assert after["state"].keys() == before["state"].keys()
+
+
+def test_adamw_stays_adamw_with_a_checkpoint_of_adam() -> None:
+    adamw = Case("AdamW").ours(parameters())
+    adamw.load_state_dict(Case("Adam").torchs(parameters()).state_dict())
+    assert adamw.param_groups[0]["decoupled_weight_decay"] is True
+
+
+@each_optimizer
+def test_a_wrong_state_dict_is_refused_in_torchs_words(case: Case) -> None:
+    few = parameters()[:2]
+    for wrong in (
+        case.torchs(few).state_dict(),
+        case.torchs([{"params": few}, {"params": parameters()}]).state_dict(),
+    ):
+        messages = []
+        for optimizer in (case.ours(parameters()), case.torchs(parameters())):
+            with pytest.raises(ValueError, match="loaded state dict") as error:
+                optimizer.load_state_dict(wrong)
+            messages.append(str(error.value))
+        assert messages[0] == messages[1]

@@ -1,0 +1,228 @@
+"""Signatures, options and errors are torch's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torch_scratch_optim as scratch
+
+from .cases import CASES, PAIRS, Case, assert_equal_state, leaves, parameters, train
+
+each_optimizer = pytest.mark.parametrize("case", [Case(n) for n in PAIRS], ids=str)
+
+# Where our signatures go beyond torch's: the one list of them.
+SUPERSETS = {"RMSProp": {"fused": None}}
+# Where a default differs: ScratchMomentum is SGD with momentum.
+OWN_DEFAULTS = {"Momentum": {"momentum": 0.9}}
+
+
+@each_optimizer
+def test_signatures_are_torchs_to_the_letter(case: Case) -> None:
+    ours, theirs, _ = PAIRS[case.optimizer]
+    mine = [
+        (p.name, p.kind, p.default)
+        for p in inspect.signature(ours).parameters.values()
+        if p.name not in SUPERSETS.get(case.optimizer, {})
+    ]
+    own = OWN_DEFAULTS.get(case.optimizer, {})
+    assert mine == [
+        (p.name, p.kind, own.get(p.name, p.default))
+        for p in inspect.signature(theirs).parameters.values()
+    ]
+
+
+@each_optimizer
+def test_groups_hold_torchs_options(case: Case) -> None:
+    ours, theirs = case.ours(parameters()), case.torchs(parameters(), foreach=None)
+    mine, their = ours.param_groups[0], theirs.param_groups[0]
+    extra = SUPERSETS.get(case.optimizer, {})
+    assert {k: v for k, v in mine.items() if k not in {"params", *extra}} == {
+        k: v for k, v in their.items() if k != "params"
+    }
+    assert {k: mine[k] for k in extra} == extra
+
+
+def test_torchs_spellings_are_the_same_classes() -> None:
+    assert scratch.ScratchAdagrad is scratch.ScratchAdaGrad
+    assert scratch.ScratchRMSprop is scratch.ScratchRMSProp
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if len(c.options) == 1], ids=str)
+def test_every_option_changes_the_result(case: Case) -> None:
+    plain, optioned = Case(case.optimizer).ours(parameters()), case.ours(parameters())
+    for _ in train(plain, optioned, steps=range(5)):
+        pass
+    assert not torch.equal(leaves(plain)[0], leaves(optioned)[0])
+
+
+TWO_ELEMENTS = torch.tensor([0.1, 0.2])
+BAD = [
+    (("SGD", "Momentum", "AdaGrad", "RMSProp", "Adam", "AdamW"), {"lr": -1.0}),
+    (("SGD", "Momentum", "AdaGrad", "RMSProp", "Adam", "AdamW"), {"lr": TWO_ELEMENTS}),
+    (("SGD", "Momentum", "AdaGrad", "RMSProp", "Adam", "AdamW"), {"weight_decay": -1.0}),
+    (("AdaGrad", "RMSProp", "Adam", "AdamW"), {"lr": float("nan")}),
+    (("AdaGrad", "RMSProp", "Adam", "AdamW"), {"eps": -1.0}),
+    (("SGD", "Momentum", "RMSProp"), {"momentum": -1.0}),
+    (("SGD",), {"nesterov": True}),
+    (("SGD", "Momentum"), {"momentum": 0.9, "nesterov": True, "dampening": 0.1}),
+    (("AdaGrad",), {"lr_decay": -1.0}),
+    (("AdaGrad",), {"initial_accumulator_value": -1.0}),
+    (("RMSProp",), {"alpha": -1.0}),
+    (("Adam", "AdamW"), {"betas": (1.0, 0.9)}),
+    (("Adam", "AdamW"), {"betas": (0.9, -0.1)}),
+    (("Adam", "AdamW"), {"betas": (0.9, torch.tensor(0.9))}),
+    (("Adam", "AdamW"), {"betas": (TWO_ELEMENTS[:1], torch.tensor(0.9)), "foreach": True}),
+    (("Adam", "AdamW"), {"lr": torch.tensor(0.1), "foreach": True}),
+    (("SGD", "Momentum", "AdaGrad", "Adam", "AdamW"), {"fused": True, "foreach": True}),
+    (("SGD", "Momentum", "AdaGrad", "Adam", "AdamW"), {"fused": True, "differentiable": True}),
+    (("SGD", "Adam"), {"no_such_option": 1}),
+]
+
+
+def error_of(make: Callable[[], object]) -> tuple[type[Exception], str]:
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # which one is what is asked
+        make()
+    return caught.type, str(caught.value).replace("Scratch", "").replace("Momentum.", "SGD.")
+
+
+@pytest.mark.parametrize(
+    "case", [Case(name, options) for names, options in BAD for name in names], ids=str
+)
+def test_bad_options_are_refused_in_torchs_words(case: Case) -> None:
+    theirs = PAIRS[case.optimizer][1]
+    twin = PAIRS[case.optimizer][2] | case.options
+    expected = error_of(lambda: theirs(parameters(), **twin))
+    assert error_of(lambda: case.ours(parameters())) == expected
+
+
+def non_leaf() -> torch.Tensor:
+    return torch.ones(2, requires_grad=True) * 2
+
+
+BAD_PARAMETERS: dict[str, Callable[[], Any]] = {
+    "nothing": list,
+    "a tensor": lambda: torch.ones(2),
+    "a non-leaf": lambda: [non_leaf()],
+    "a number": lambda: [1.0],
+    "in two groups": lambda: [{"params": p} for p in [nn.Parameter(torch.ones(1))] * 2],
+    "some named": lambda: [("a", nn.Parameter(torch.ones(1))), nn.Parameter(torch.ones(1))],
+    "a group without params": lambda: [{"lr": 0.1}],
+    "a set in a group": lambda: [{"params": {nn.Parameter(torch.ones(1))}}],
+}
+
+
+@pytest.mark.parametrize("wrong", BAD_PARAMETERS)
+@each_optimizer
+def test_bad_parameters_are_refused_in_torchs_words(case: Case, wrong: str) -> None:
+    theirs = PAIRS[case.optimizer][1]
+    expected = error_of(lambda: theirs(BAD_PARAMETERS[wrong]()))
+    assert error_of(lambda: case.ours(BAD_PARAMETERS[wrong]())) == expected
+
+
+@pytest.mark.parametrize("option", ["capturable", "differentiable", "fused"])
+@each_optimizer
+def test_what_is_not_there_yet_is_refused_at_once(case: Case, option: str) -> None:
+    if option not in inspect.signature(PAIRS[case.optimizer][0]).parameters:
+        with pytest.raises(TypeError, match=option):
+            case.ours(parameters(), **{option: True})
+        return
+    with pytest.raises(NotImplementedError, match=f"{option}=True is not supported yet"):
+        case.ours(parameters(), **{option: True})
+    ours = case.ours(parameters())
+    with pytest.raises(NotImplementedError, match=f"{option}=True is not supported yet"):
+        ours.add_param_group({"params": [nn.Parameter(torch.ones(2))], option: True})
+    assert len(ours.param_groups) == 1
+
+
+SPARSE_WORDS = {
+    "RMSProp": "RMSprop does not support sparse gradients",
+    "Adam": "Adam does not support sparse gradients, please consider SparseAdam instead",
+    "AdamW": "Adam does not support sparse gradients, please consider SparseAdam instead",
+}
+
+
+@each_optimizer
+def test_a_sparse_gradient_is_refused_before_anything_moves(case: Case) -> None:
+    dense, embedding = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(4, 2))
+    ours = case.ours([{"params": [dense]}, {"params": [embedding]}])
+    dense.grad = torch.ones(3)
+    embedding.grad = torch.sparse_coo_tensor(
+        [[1]], torch.ones(1, 2), (4, 2), check_invariants=True
+    )
+    words = SPARSE_WORDS.get(case.optimizer, "does not support sparse gradients yet")
+    with pytest.raises(RuntimeError, match=words):
+        ours.step()
+    assert torch.equal(dense, torch.ones(3))
+    assert all(state["step"] == 0 for state in ours.state.values())
+
+
+@each_optimizer
+def test_a_closure_runs_with_gradients_and_its_loss_is_returned(case: Case) -> None:
+    p = nn.Parameter(torch.tensor([3.0]))
+    ours = case.ours([p])
+
+    def closure() -> float:
+        ours.zero_grad()
+        loss = p.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        return loss.item()
+
+    assert ours.step(closure) == 9.0
+    assert p.item() < 3.0
+    assert ours.step() is None
+
+
+@each_optimizer
+def test_step_hooks_run_around_the_step(case: Case) -> None:
+    ours = case.ours(parameters())
+    seen: list[tuple[str, float]] = []
+
+    def before(*_: object) -> None:
+        seen.append(("before", leaves(ours)[1][0].item()))
+
+    def after(*_: object) -> None:
+        seen.append(("after", leaves(ours)[1][0].item()))
+
+    ours.register_step_pre_hook(before)
+    ours.register_step_post_hook(after)
+    for _ in train(ours, steps=range(1)):
+        pass
+    assert [name for name, _ in seen] == ["before", "after"]
+    assert seen[0][1] != seen[1][1]
+
+
+@each_optimizer
+def test_step_counts_follow_a_default_of_float64(case: Case) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        ours, theirs = case.ours(parameters()), case.torchs(parameters())
+        for step in train(ours, theirs, steps=range(3)):
+            assert_equal_state(ours, theirs, f"step {step}")
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_initial_accumulator_comes_from_the_constructor_not_from_a_group() -> None:
+    case = Case("AdaGrad", {"initial_accumulator_value": 0.3})
+    for make in (case.ours, case.torchs):
+        group = {"params": parameters(), "initial_accumulator_value": 0.7}
+        optimizer = make([group])
+        optimizer.add_param_group({"params": parameters(seed=1)})
+        for _ in train(optimizer, steps=range(1)):
+            pass
+        p = leaves(optimizer)[1]
+        assert p.grad is not None
+        # s + g² is rounded once in the optimizer and twice here.
+        assert torch.allclose(optimizer.state[p]["sum"], 0.3 + p.grad.square(), rtol=1e-6)
+
+
+def test_adagrads_accumulators_can_be_shared_between_processes() -> None:
+    ours = scratch.ScratchAdaGrad(parameters())
+    ours.share_memory()
+    assert all(ours.state[p]["sum"].is_shared() for p in leaves(ours))

@@ -1,0 +1,205 @@
+"""What the package promises beyond numbers: raw operations, nothing of the user's touched, small."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import warnings
+from pathlib import Path
+from typing import Any
+from weakref import finalize
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import torch_scratch_optim
+
+from .cases import CASES, PAIRS, Case, give_gradients, leaves, parameters, train
+
+PACKAGE = Path(torch_scratch_optim.__file__).parent
+by_name = pytest.mark.parametrize("case", CASES, ids=str)
+both_engines = pytest.mark.parametrize("foreach", [False, True], ids=["loop", "foreach"])
+
+
+@both_engines
+@by_name
+def test_no_built_in_optimizer_is_called(
+    case: Case, foreach: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: Any, **__: Any) -> None:
+        raise AssertionError("a built-in optimizer was called")
+
+    ours = case.ours(parameters(), foreach=foreach)
+    for file in ("sgd", "adagrad", "rmsprop", "adam", "adamw"):
+        module = importlib.import_module(f"torch.optim.{file}")
+        for name, value in list(vars(module).items()):
+            if inspect.isfunction(value) and value.__module__ == module.__name__:
+                monkeypatch.setattr(module, name, forbidden)
+    for theirs in {theirs for _, theirs, _ in PAIRS.values()}:
+        monkeypatch.setattr(theirs, "step", forbidden)
+    for name in dir(torch):
+        if name.startswith("_fused_"):
+            monkeypatch.setattr(torch, name, forbidden)
+    with OnlyRawOperations():
+        for _ in train(ours, steps=range(3)):
+            pass
+
+
+class OnlyRawOperations(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert "fused" not in str(func), f"{func} is a fused kernel"
+        return func(*args, **(kwargs or {}))
+
+
+@both_engines
+@by_name
+def test_gradients_are_left_alone(case: Case, foreach: bool) -> None:
+    ours = case.ours(parameters(), foreach=foreach)
+    for step in range(3):
+        give_gradients(leaves(ours), step=step)
+        gradients = [p.grad for p in leaves(ours) if p.grad is not None]
+        before = [(g.clone(), g._version) for g in gradients]
+        ours.step()
+        assert all(p.grad is g for p, g in zip(leaves(ours), gradients, strict=True))
+        assert all(
+            torch.equal(g, b) and g._version == v
+            for g, (b, v) in zip(gradients, before, strict=True)
+        )
+
+
+@both_engines
+@by_name
+def test_a_step_raises_the_version_of_what_it_changes(case: Case, foreach: bool) -> None:
+    # A backward pass through a graph made before the step must notice, also when blocks were cut.
+    p = nn.Parameter(torch.ones(300_000))
+    ours = case.ours([p], foreach=foreach)
+    loss = (p * p).sum()
+    p.grad = torch.ones_like(p)
+    ours.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+
+
+@by_name
+def test_nothing_global_is_touched(case: Case) -> None:
+    def flags() -> tuple[object, ...]:
+        return (
+            torch.is_grad_enabled(),
+            torch.get_default_dtype(),
+            torch.get_num_threads(),
+            list(warnings.filters),
+            torch.get_rng_state().tolist(),
+        )
+
+    before = flags()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            for _ in train(case.ours(parameters()), steps=range(2)):
+                pass
+            assert torch.is_grad_enabled() is grad
+    assert flags() == before
+
+
+class Allocations(TorchDispatchMode):
+    """The most bytes of new tensors that are alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage().data_ptr() for t in tensors_in((args, kwargs))}
+        result = func(*args, **(kwargs or {}))
+        for t in tensors_in(result):
+            storage = t.untyped_storage()
+            if storage.data_ptr() not in given | self.known:
+                self.known.add(storage.data_ptr())
+                self.alive += storage.nbytes()
+                self.peak = max(self.peak, self.alive)
+                finalize(storage, self.freed, storage.data_ptr(), storage.nbytes())
+        return result
+
+    def freed(self, pointer: int, nbytes: int) -> None:
+        self.known.discard(pointer)
+        self.alive -= nbytes
+
+
+def tensors_in(nested: Any) -> list[torch.Tensor]:
+    flat, _ = torch.utils._pytree.tree_flatten(nested)
+    return [t for t in flat if isinstance(t, torch.Tensor)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@both_engines
+@by_name
+def test_temporaries_stay_small_whatever_the_models_size(
+    case: Case, foreach: bool, dtype: torch.dtype
+) -> None:
+    p = nn.Parameter(torch.ones(5_000_000, dtype=dtype))
+    small = [nn.Parameter(torch.ones(100_000, dtype=dtype)) for _ in range(30)]
+    ours = case.ours([p, *small], foreach=foreach)
+    for q in (p, *small):
+        q.grad = torch.ones_like(q)
+    ours.step()  # makes the state
+    with Allocations() as allocations:
+        ours.step()
+    assert allocations.peak < 16 * 2**20
+    if case.optimizer in ("AdaGrad", "RMSProp", "Adam", "AdamW"):
+        assert allocations.peak > 0, "the measurement is blind: these rules need a temporary"
+
+
+def code_lines(file: Path) -> int:
+    """Lines that are not blank, not comments and not docstrings."""
+    text = file.read_text(encoding="utf-8")
+    documented = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            documented.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return sum(
+        bool(line.strip()) and not line.strip().startswith("#") and number not in documented
+        for number, line in enumerate(text.splitlines(), start=1)
+    )
+
+
+def test_the_package_stays_small() -> None:
+    assert sum(map(code_lines, PACKAGE.rglob("*.py"))) <= 800
+
+
+RULES = {"sgd.py": "sgd", "adagrad.py": "adagrad", "rmsprop.py": "rmsprop", "adam.py": "adam"}
+
+
+def rule_of(file: str) -> ast.FunctionDef:
+    tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+    return next(n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == RULES[file])
+
+
+VOCABULARY = set("neg add sqrt addcmul add_ mul_ div_ sqrt_ lerp_ addcmul_ addcdiv_".split())
+VOCABULARY |= {"clamp_min_", "copy_"}
+
+
+@pytest.mark.parametrize("file", RULES)
+def test_a_rule_keeps_to_the_vocabulary(file: str) -> None:
+    calls = [n.func for n in ast.walk(rule_of(file)) if isinstance(n, ast.Call)]
+    words = {f.attr for f in calls if isinstance(f, ast.Attribute)}
+    assert words <= VOCABULARY
+    assert {f.id for f in calls if isinstance(f, ast.Name)} == {"loss_gradient"}
+
+
+@pytest.mark.parametrize("file", RULES)
+def test_a_rule_branches_on_none_and_bool_but_never_on_a_number(file: str) -> None:
+    rule = rule_of(file)
+    flags = {
+        a.arg
+        for a in rule.args.kwonlyargs
+        if isinstance(a.annotation, ast.Name) and a.annotation.id == "bool"
+    }
+    for node in ast.walk(rule):
+        if isinstance(node, (ast.If, ast.IfExp)):
+            test = node.test
+            on_none = isinstance(test, ast.Compare) and isinstance(test.ops[0], (ast.Is, ast.IsNot))
+            assert on_none or (isinstance(test, ast.Name) and test.id in flags), ast.unparse(test)
+        assert not isinstance(node, (ast.While, ast.Assert, ast.Match))
