@@ -41,60 +41,57 @@ class Case:
 
 
 L2, UP = {"weight_decay": 0.1}, {"maximize": True}
-CASES = [
-    Case(optimizer, options)
-    for optimizer, table in {
-        "SGD": [
-            {},
-            {"lr": 0.1},
-            {"momentum": 0.5},
-            {"momentum": 0.9, "dampening": 0.3},
-            {"momentum": 0.9, "nesterov": True},
-            L2,
-            UP,
-            {"momentum": 0.9, "nesterov": True} | L2,
-            {"momentum": 0.9, "dampening": 0.3} | L2 | UP,
-            {"momentum": 0.9, "nesterov": True} | L2 | UP,
-        ],
-        "Momentum": [{}, {"lr": 0.1}, L2, UP, {"nesterov": True}, {"dampening": 0.3}],
-        "AdaGrad": [
-            {},
-            {"lr": 0.1},
-            {"lr_decay": 0.1},
-            {"initial_accumulator_value": 0.1},
-            {"eps": 0.1},
-            L2,
-            UP,
-            {"lr_decay": 0.1, "initial_accumulator_value": 0.1} | L2 | UP,
-        ],
-        "RMSProp": [
-            {},
-            {"lr": 0.1},
-            {"alpha": 0.9},
-            {"eps": 0.1},
-            {"momentum": 0.9},
-            {"centered": True},
-            L2,
-            UP,
-            {"momentum": 0.9, "centered": True},
-            {"momentum": 0.9, "centered": True} | L2 | UP,
-        ],
-        "Adam": [
-            {},
-            {"lr": 0.1},
-            {"betas": (0.5, 0.9)},
-            {"eps": 0.1},
-            {"amsgrad": True},
-            L2,
-            UP,
-            {"amsgrad": True} | L2 | UP,
-            {"decoupled_weight_decay": True} | L2,
-            {"decoupled_weight_decay": True, "amsgrad": True} | L2,
-        ],
-        "AdamW": [{}, {"lr": 0.1}, L2, UP, {"amsgrad": True}, {"amsgrad": True} | L2 | UP],
-    }.items()
-    for options in table
-]
+TABLE: dict[str, list[dict[str, Any]]] = {
+    "SGD": [
+        {},
+        {"lr": 0.1},
+        {"momentum": 0.5},
+        {"momentum": 0.9, "dampening": 0.3},
+        {"momentum": 0.9, "nesterov": True},
+        L2,
+        UP,
+        {"momentum": 0.9, "nesterov": True} | L2,
+        {"momentum": 0.9, "dampening": 0.3} | L2 | UP,
+        {"momentum": 0.9, "nesterov": True} | L2 | UP,
+    ],
+    "Momentum": [{}, {"lr": 0.1}, L2, UP, {"nesterov": True}, {"dampening": 0.3}],
+    "AdaGrad": [
+        {},
+        {"lr": 0.1},
+        {"lr_decay": 0.1},
+        {"initial_accumulator_value": 0.1},
+        {"eps": 0.1},
+        L2,
+        UP,
+        {"lr_decay": 0.1, "initial_accumulator_value": 0.1} | L2 | UP,
+    ],
+    "RMSProp": [
+        {},
+        {"lr": 0.1},
+        {"alpha": 0.9},
+        {"eps": 0.1},
+        {"momentum": 0.9},
+        {"centered": True},
+        L2,
+        UP,
+        {"momentum": 0.9, "centered": True},
+        {"momentum": 0.9, "centered": True} | L2 | UP,
+    ],
+    "Adam": [
+        {},
+        {"lr": 0.1},
+        {"betas": (0.5, 0.9)},
+        {"eps": 0.1},
+        {"amsgrad": True},
+        L2,
+        UP,
+        {"amsgrad": True} | L2 | UP,
+        {"decoupled_weight_decay": True} | L2,
+        {"decoupled_weight_decay": True, "amsgrad": True} | L2,
+    ],
+    "AdamW": [{}, {"lr": 0.1}, L2, UP, {"amsgrad": True}, {"amsgrad": True} | L2 | UP],
+}
+CASES = [Case(optimizer, options) for optimizer, table in TABLE.items() for options in table]
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -143,27 +140,7 @@ def leaves(optimizer: Optimizer) -> list[Tensor]:
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
-    """torch.equal, but also for NaN (in half precision, 0/0 for want of a smaller ε) and signs of zero."""
-
-    def bits(t: Tensor) -> Tensor:
-        t = torch.view_as_real(t) if t.is_complex() else t
-        return t.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.itemsize])
-
-    return a.dtype == b.dtype and torch.equal(bits(a.detach()), bits(b.detach()))
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """torch.equal, but also for NaN (in half precision, 0/0 for want of a smaller ε) and signs of zero."""
-
-    def bits(t: Tensor) -> Tensor:
-        t = torch.view_as_real(t) if t.is_complex() else t
-        return t.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.itemsize])
-
-    return a.dtype == b.dtype and torch.equal(bits(a.detach()), bits(b.detach()))
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """torch.equal, but also for NaN (in half precision, 0/0 for want of a smaller ε) and signs of zero."""
+    """torch.equal that tells NaN (0/0, where half precision has no ε) and the sign of zero."""
 
     def bits(t: Tensor) -> Tensor:
         t = torch.view_as_real(t) if t.is_complex() else t

@@ -32,10 +32,8 @@ def momentum(
         yield theta
 
 
-def adagrad(
-    theta: float, gradients: Iterable[float], *, lr: float, eps: float
-) -> Iterator[float]:
-    """Duchi et al. (2011), figure 1, diagonal: H = δI + diag(s), s the norm of all gradients so far."""
+def adagrad(theta: float, gradients: Iterable[float], *, lr: float, eps: float) -> Iterator[float]:
+    """Duchi et al. (2011), figure 1, diagonal: H = δI + diag(s), s the norm of the gradients."""
     seen: list[float] = []
     for g in gradients:
         seen.append(g)
@@ -47,7 +45,7 @@ def adagrad(
 def rmsprop(
     theta: float, gradients: Iterable[float], *, lr: float, alpha: float, eps: float
 ) -> Iterator[float]:
-    """Tieleman and Hinton (2012), slide 29; ε, which the slide lacks, beside the root as in torch."""
+    """Tieleman and Hinton (2012), slide 29; ε, not on the slide, beside the root as in torch."""
     mean_square = 0.0
     for g in gradients:
         mean_square = alpha * mean_square + (1 - alpha) * g * g
@@ -56,7 +54,13 @@ def rmsprop(
 
 
 def graves(
-    theta: float, gradients: Iterable[float], *, lr: float, alpha: float, eps: float, momentum: float
+    theta: float,
+    gradients: Iterable[float],
+    *,
+    lr: float,
+    alpha: float,
+    eps: float,
+    momentum: float,
 ) -> Iterator[float]:
     """Graves (2013), equations 38–42; ε beside the root, and lr outside Δ, as in torch."""
     n = g_avg = delta = 0.0
@@ -81,7 +85,7 @@ def adam(
 ) -> Iterator[float]:
     """Kingma and Ba (2015), algorithm 1; Loshchilov and Hutter (2019), algorithm 2, for `decay`.
 
-    Torch scales the decay by lr and, for AMSGrad, corrects the bias, which Reddi et al. (2018) do not.
+    Torch scales the decay by lr and corrects AMSGrad's bias, which Reddi et al. (2018) do not.
     """
     m = v = v_max = 0.0
     for t, g in enumerate(gradients, start=1):

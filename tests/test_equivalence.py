@@ -52,10 +52,12 @@ def test_complex_parameters_have_the_bits_of_torchs(case: Case, foreach: bool) -
 @both_engines
 @pytest.mark.parametrize("case", [c for c in CASES if "weight_decay" in c.options], ids=str)
 def test_complex_weight_decay_has_the_bits_of_one_of_torchs(case: Case, foreach: bool) -> None:
-    # torch itself has two answers for g + λθ. Its loop multiplies complex numbers, in two roundings;
-    # its foreach, like ours, adds real pairs, in one. SGD takes complex numbers in both.
+    # torch itself has two answers for g + λθ. Its loop multiplies complex numbers, which rounds
+    # twice; its foreach, like ours, adds real pairs, rounding once. SGD is complex in both.
     ours = case.ours(parameters(torch.complex64), foreach=foreach)
-    theirs = case.torchs(parameters(torch.complex64), foreach=case.optimizer not in ("SGD", "Momentum"))
+    theirs = case.torchs(
+        parameters(torch.complex64), foreach=case.optimizer not in ("SGD", "Momentum")
+    )
     for step in train(ours, theirs, steps=STEPS):
         assert_equal_state(ours, theirs, f"step {step}")
 
@@ -95,8 +97,9 @@ def test_cutting_big_tensors_does_not_change_a_bit(
 
 @each_optimizer
 def test_gradients_laid_out_otherwise_than_their_parameter_change_nothing(case: Case) -> None:
-    ours, theirs = case.ours([torch.ones(600, 700).requires_grad_()]), case.torchs(
-        [torch.ones(600, 700).requires_grad_()]
+    ours, theirs = (
+        case.ours([torch.ones(600, 700).requires_grad_()]),
+        case.torchs([torch.ones(600, 700).requires_grad_()]),
     )
     for _ in range(5):
         gradient = torch.randn(700, 600).t()

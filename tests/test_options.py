@@ -62,7 +62,7 @@ def test_every_option_changes_the_result(case: Case) -> None:
 
 
 TWO_ELEMENTS = torch.tensor([0.1, 0.2])
-BAD = [
+BAD: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("SGD", "Momentum", "AdaGrad", "RMSProp", "Adam", "AdamW"), {"lr": -1.0}),
     (("SGD", "Momentum", "AdaGrad", "RMSProp", "Adam", "AdamW"), {"lr": TWO_ELEMENTS}),
     (("SGD", "Momentum", "AdaGrad", "RMSProp", "Adam", "AdamW"), {"weight_decay": -1.0}),
@@ -120,8 +120,8 @@ BAD_PARAMETERS: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("wrong", BAD_PARAMETERS)
 @each_optimizer
 def test_bad_parameters_are_refused_in_torchs_words(case: Case, wrong: str) -> None:
-    theirs = PAIRS[case.optimizer][1]
-    expected = error_of(lambda: theirs(BAD_PARAMETERS[wrong]()))
+    twin: Any = PAIRS[case.optimizer][1]
+    expected = error_of(lambda: twin(BAD_PARAMETERS[wrong]()))
     assert error_of(lambda: case.ours(BAD_PARAMETERS[wrong]())) == expected
 
 
@@ -153,7 +153,7 @@ def test_a_sparse_gradient_is_refused_before_anything_moves(case: Case) -> None:
     ours = case.ours([{"params": [dense]}, {"params": [embedding]}])
     dense.grad = torch.ones(3)
     embedding.grad = torch.sparse_coo_tensor(
-        [[1]], torch.ones(1, 2), (4, 2), check_invariants=True
+        torch.tensor([[1]]), torch.ones(1, 2), (4, 2), check_invariants=True
     )
     words = SPARSE_WORDS.get(case.optimizer, "does not support sparse gradients yet")
     with pytest.raises(RuntimeError, match=words):

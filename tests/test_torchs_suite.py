@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.testing._internal.common_optimizers import (  # type: ignore[attr-defined]  # untyped
+from torch.testing._internal.common_optimizers import (
     OptimizerErrorEnum,
     optim_db,
 )
@@ -17,7 +17,7 @@ INFOS = [
     (name, info)
     for name, (_, theirs, _) in PAIRS.items()
     for info in optim_db
-    if info.optim_cls is theirs and name != "Momentum"
+    if info.optim_cls == theirs and name != "Momentum"
 ]
 INPUTS = [
     pytest.param(Case(name, given.kwargs), id=f"{name}-{given.desc}")

@@ -7,13 +7,10 @@ them. One tensor does so by itself; :class:`TensorList` lets many tensors move t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class TensorList:
@@ -33,19 +30,21 @@ class TensorList:
     def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors = tensors
 
-    def __getattr__(self, word: str) -> Callable[..., Self]:
+    def __getattr__(self, word: str) -> Callable[..., TensorList]:
         operation = getattr(torch, f"_foreach_{word}", None)
         if operation is None:
-            raise AttributeError(f"'{word}' does not work on many tensors: torch has no _foreach_{word}")
+            raise AttributeError(
+                f"'{word}' does not work on many tensors: torch has no _foreach_{word}"
+            )
 
-        def apply(*others: Any, **numbers: Any) -> Self:
+        def apply(*others: Any, **numbers: Any) -> TensorList:
             result = operation(self.tensors, *map(_unwrap, others), **numbers)
             # In-place operations return nothing; tensor methods return the tensor itself.
-            return self if result is None else type(self)(list(result))
+            return self if result is None else TensorList(list(result))
 
         return apply
 
-    def mul_(self, other: TensorList | float) -> Self:
+    def mul_(self, other: TensorList | float) -> TensorList:
         """Multiply in place, rounding as tensors do.
 
         On a CPU ``torch._foreach_mul_`` rounds a number to half precision before it multiplies;

@@ -41,7 +41,10 @@ def foreach(rule: Callable[..., None], rows: list[Row], scalars: dict[str, Any])
         alike[row["p"].device, row["p"].dtype].append(row)
     for like in alike.values():
         for batch in _batches(like):
-            rule(**{letter: TensorList([row[letter] for row in batch]) for letter in batch[0]}, **scalars)
+            rule(
+                **{letter: TensorList([row[letter] for row in batch]) for letter in batch[0]},
+                **scalars,
+            )
 
 
 def cut(row: Row) -> Iterable[Row]:

@@ -96,7 +96,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
             state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return state
 
-    @overload  # type: ignore[override]  # no_grad hides from mypy that this is the base's overload
+    @overload
     def step(self, closure: None = None) -> None: ...
 
     @overload
@@ -201,7 +201,7 @@ def check_options(*, lr: float | Tensor, **others: float | Tensor) -> None:
         raise ValueError("Tensor lr must be 1-element")
     in_words = {"lr": "learning rate", "eps": "epsilon value"}
     for name, value in {"lr": lr, **others}.items():
-        if not 0.0 <= value:
+        if not value >= 0.0:
             raise ValueError(f"Invalid {in_words.get(name, f'{name} value')}: {value}")
 
 

@@ -47,8 +47,9 @@ class ScratchRMSProp(ScratchOptimizer):
     .. math::
         g_t &= \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
         v_t &= \alpha v_{t-1} + (1 - \alpha)\, g_t^2 \\
-        \bar g_t &= \alpha \bar g_{t-1} + (1 - \alpha)\, g_t, \qquad
-        \tilde v_t = \begin{cases} v_t - \bar g_t^2 & \text{centered} \\ v_t & \text{otherwise} \end{cases} \\
+        \bar g_t &= \alpha \bar g_{t-1} + (1 - \alpha)\, g_t \\
+        \tilde v_t &= \begin{cases}
+            v_t - \bar g_t^2 & \text{centered} \\ v_t & \text{otherwise} \end{cases} \\
         b_t &= \mu b_{t-1} + \frac{g_t}{\sqrt{\tilde v_t} + \epsilon} \\
         \theta_t &= \theta_{t-1} - \gamma b_t
 
@@ -70,8 +71,8 @@ class ScratchRMSProp(ScratchOptimizer):
         ValueError: in torch's words, for a hyper-parameter out of its range.
         NotImplementedError: for ``capturable=True``, ``differentiable=True`` or ``fused=True``.
 
-    **Sources.** Tieleman and Hinton, *Lecture 6.5: rmsprop* (Coursera, 2012), for the method; Graves,
-    *Generating sequences with recurrent neural networks* (2013), for the centered form.
+    **Sources.** Tieleman and Hinton, *Lecture 6.5: rmsprop* (Coursera, 2012), for the method;
+    Graves, *Generating sequences with recurrent neural networks* (2013), for the centered form.
 
     **Where torch, and so this class, leaves the sources.** Graves puts ε inside the root, as other
     libraries do; torch adds it outside, which for gradients far below √ε changes a step by orders

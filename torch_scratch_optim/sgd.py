@@ -42,8 +42,8 @@ class ScratchSGD(ScratchOptimizer):
     .. math::
         g_t &= \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
         b_1 &= g_1, \qquad b_t = \mu b_{t-1} + (1 - \tau)\, g_t \quad (t > 1) \\
-        \theta_t &= \theta_{t-1} - \gamma
-            \begin{cases} g_t & \mu = 0 \\ b_t & \mu > 0 \\ g_t + \mu b_t & \text{Nesterov} \end{cases}
+        \theta_t &= \theta_{t-1} - \gamma \begin{cases}
+            g_t & \mu = 0 \\ b_t & \mu > 0 \\ g_t + \mu b_t & \text{Nesterov} \end{cases}
 
     Args:
         params: parameters, named parameters, or dicts that define groups, of any shape.
@@ -61,10 +61,10 @@ class ScratchSGD(ScratchOptimizer):
         ValueError: in torch's words, for a hyper-parameter out of its range.
         NotImplementedError: for ``differentiable=True`` or ``fused=True``.
 
-    **Papers.** Robbins and Monro, *A stochastic approximation method* (1951), for SGD; Polyak, *Some
-    methods of speeding up the convergence of iteration methods* (1964), for momentum; Sutskever,
-    Martens, Dahl and Hinton, *On the importance of initialization and momentum in deep learning*
-    (2013), for Nesterov's.
+    **Papers.** Robbins and Monro, *A stochastic approximation method* (1951), for SGD; Polyak,
+    *Some methods of speeding up the convergence of iteration methods* (1964), for momentum;
+    Sutskever, Martens, Dahl and Hinton, *On the importance of initialization and momentum in deep
+    learning* (2013), for Nesterov's.
 
     **Where torch, and so this class, leaves the papers.** The papers put γ into the velocity,
     v ← μv − γg, θ ← θ + v; torch multiplies it in when the velocity is used. The two agree while γ
@@ -111,7 +111,8 @@ class ScratchSGD(ScratchOptimizer):
 
     def new_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
         # Laid out in memory as the gradient, of which the first velocity is a copy.
-        return {"momentum_buffer": torch.zeros_like(p.grad, memory_format=torch.preserve_format)}
+        like = p if p.grad is None else p.grad
+        return {"momentum_buffer": torch.zeros_like(like, memory_format=torch.preserve_format)}
 
     def scalars(self, t: float, group: Group) -> dict[str, Any]:
         return {
