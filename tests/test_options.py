@@ -170,7 +170,7 @@ def test_a_closure_runs_with_gradients_and_its_loss_is_returned(case: Case) -> N
     def closure() -> float:
         ours.zero_grad()
         loss = p.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        loss.backward()
         return loss.item()
 
     assert ours.step(closure) == 9.0

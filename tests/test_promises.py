@@ -1,4 +1,4 @@
-"""Promises beyond numbers: raw operations, nothing of the user's touched, little memory and code."""
+"""Promises beyond numbers: raw operations, nothing of the user's touched, small."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ class ScratchAdaGrad(ScratchOptimizer):
     .. math::
         g_t &= \pm\nabla f_t(\theta_{t-1}) + \lambda\theta_{t-1} \\
         s_t &= s_{t-1} + g_t^2 \\
-        \theta_t &= \theta_{t-1} - \frac{\gamma}{1 + (t - 1)\,\eta}\,\frac{g_t}{\sqrt{s_t} + \epsilon}
+        \theta_t &= \theta_{t-1} -
+            \frac{\gamma}{1 + (t - 1)\,\eta}\,\frac{g_t}{\sqrt{s_t} + \epsilon}
 
     Args:
         params: parameters, named parameters, or dicts that define groups, of any shape.

@@ -1,4 +1,4 @@
-"""Adam, and AdamW: a step from the first moment of the gradient, scaled by the root of its second."""
+"""Adam and AdamW: a step along the gradient's first moment, scaled by the root of its second."""
 
 from __future__ import annotations
 
@@ -65,17 +65,20 @@ class ScratchAdam(ScratchOptimizer):
         decoupled_weight_decay: decay the parameters themselves, as :class:`ScratchAdamW` does.
 
     Raises:
-        ValueError: in torch's words, for a hyper-parameter out of its range, or for a tensor `lr` or
-            `betas` together with ``foreach=True``.
+        ValueError: in torch's words, for a hyper-parameter out of its range, or for a tensor `lr`
+            or tensor `betas` together with ``foreach=True``.
         NotImplementedError: for ``capturable=True``, ``differentiable=True`` or ``fused=True``.
 
     **Papers.** Kingma and Ba, *Adam: a method for stochastic optimization* (2015); Reddi, Kale and
     Kumar, *On the convergence of Adam and beyond* (2018), for AMSGrad; Loshchilov and Hutter,
     *Decoupled weight decay regularization* (2019), for AdamW.
 
-    **Where torch, and so this class, leaves the papers.** AMSGrad's paper corrects no bias; here its
-    maximum is taken before the correction, which is then applied. AdamW's paper scales the decay by
-    a schedule of its own; here it is scaled by γ.
+    **Where torch, and so this class, leaves the papers.** AMSGrad's paper corrects no bias; here
+    its maximum is taken before the correction, which is then applied. AdamW's paper scales the
+    decay by a schedule of its own; here it is scaled by γ.
+
+    **Where this class leaves torch.** Tensor `betas` are read as numbers; torch rounds a tensor β₁
+    to the parameter's dtype first, which differs in half precision.
     """
 
     rule = staticmethod(adam)

@@ -1,8 +1,9 @@
 """Engines: how a rule is run over many parameters.
 
-The rule says what, the engine says how. A *row* is all that belongs to one parameter, by the letters
-of the rule: ``{"p": parameter, "g": gradient, "m": first moment, ...}``. Rules are elementwise, so an
-engine may cut rows into pieces and gather pieces into batches without changing one bit of the result.
+The rule says what, the engine says how. A *row* is all that belongs to one parameter, by the
+letters of the rule: ``{"p": parameter, "g": gradient, "m": first moment, ...}``. Rules are
+elementwise, so an engine may cut rows into pieces and gather pieces into batches without changing
+one bit of the result.
 """
 
 from __future__ import annotations

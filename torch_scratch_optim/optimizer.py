@@ -1,4 +1,4 @@
-"""The shell around a rule: groups, state, step counts, checks and checkpoints, as torch has them."""
+"""The shell around a rule: groups, state, step counts, checks and checkpoints, like torch's."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def columns(self, group: Group) -> dict[str, str]:
-        """The state kept under a group's options: ``{letter in the rule: name in a checkpoint}``."""
+        """The state that a group keeps: ``{letter in the rule: name in a checkpoint}``."""
         raise NotImplementedError
 
     def scalars(self, t: float, group: Group) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def _is_capturing() -> bool:
 
 
 def _engine_for(group: Group, rows: list[Row]) -> Engine:
-    """The engine that a group's `foreach` asks for; by default foreach on a GPU and the loop elsewhere."""
+    """The engine a group's `foreach` asks for; by default foreach on a GPU, else the loop."""
     choice = group.get("foreach")
     if choice is None:
         choice = all(
