@@ -50,7 +50,7 @@ def test_no_built_in_optimizer_is_called(
 
 class OnlyRawOperations(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert "fused" not in str(func), f"{func} is a fused kernel"
@@ -110,7 +110,7 @@ class Allocations(TorchDispatchMode):
     """The most bytes of new tensors that are alive at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.alive = self.peak = 0
         self.known: set[int] = set()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,8 +16,8 @@ from .cases import PAIRS, Case, assert_equal_state, parameters, train
 INFOS = [
     (name, info)
     for name, (_, theirs, _) in PAIRS.items()
-    for info in optim_db
-    if info.optim_cls.__name__ == theirs.__name__ and name != "Momentum"
+    for info in cast(list[Any], optim_db)
+    if info.optim_cls is theirs and name != "Momentum"
 ]
 INPUTS = [
     pytest.param(Case(name, given.kwargs), id=f"{name}-{given.desc}")
