@@ -1,0 +1,59 @@
+"""The examples of the README run, and say what is true."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from torch_scratch_optim import ScratchOptimizer, adam
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+FIRST, ADAM, LION = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_first_example_runs() -> None:
+    scope: dict[str, Any] = {}
+    exec(FIRST, scope)
+    assert all(scope["optimizer"].state[p]["step"] == 1 for p in scope["model"].parameters())
+
+
+def test_the_adam_on_show_is_the_adam_that_runs() -> None:
+    def equations(text: str) -> list[str]:
+        lines = [line.strip() for line in text.splitlines() if "#" in line or "if " in line]
+        return [line for line in lines if not line.startswith(("def", '"""'))]
+
+    assert equations(ADAM) == equations(inspect.getsource(adam.adam))
+
+
+@pytest.mark.parametrize("foreach", [False, True], ids=["loop", "foreach"])
+def test_your_own_optimizer_works(foreach: bool) -> None:
+    scope: dict[str, Any] = {}
+    exec(LION, scope)
+    theta = torch.tensor([1.0, -2.0, 3.0], requires_grad=True)
+    lion: ScratchOptimizer = scope["Lion"]([theta], lr=0.1, weight_decay=0.5, foreach=foreach)
+
+    expected, m = theta.detach().clone(), torch.zeros(3)
+    for gradient in (torch.tensor([1.0, -1.0, 0.0]), torch.tensor([-9.0, 0.5, 2.0])):
+        theta.grad = gradient
+        lion.step()
+        expected, m = by_the_paper(expected, gradient, m)
+        # The paper's products and sums are rounded in another order.
+        torch.testing.assert_close(theta.detach(), expected)
+        torch.testing.assert_close(lion.state[theta]["exp_avg"], m)
+
+
+def by_the_paper(theta: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+    """Chen et al. (2023), algorithm 2, with η = 0.1 and λ = 0.5."""
+    c = 0.9 * m + (1 - 0.9) * g
+    return theta - 0.1 * (c.sign() + 0.5 * theta), 0.99 * m + (1 - 0.99) * g
+
+
+def test_your_own_optimizer_takes_about_fifteen_lines() -> None:
+    body = LION[LION.index("class") :]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 15
