@@ -1,0 +1,233 @@
+"""The command line of `python -m benchmarks.mnist`: what can be asked for, and what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from benchmarks.data import DATA_DIR_VARIABLE, KINDS, TEST_SIZE, TRAIN_SIZE
+from benchmarks.nets import ACTIVATIONS, DEPTH, WIDTH
+from benchmarks.optimizers import CONTENDERS, DEFAULT_NAMES
+
+PROGRAM = "python -m benchmarks.mnist"
+DEFAULTS: dict[str, Any] = {
+    "nets": list(ACTIVATIONS),
+    "optimizers": list(DEFAULT_NAMES),
+    "lr": {},
+    "epochs": 3,
+    "batch_size": 128,
+    "seed": 0,
+    "depth": DEPTH,
+    "width": WIDTH,
+    "device": "auto",
+    "foreach": False,
+    "reference": True,
+    "dataset": "auto",
+    "train_size": TRAIN_SIZE,
+    "test_size": TEST_SIZE,
+}
+EXAMPLES = f"""examples:
+  {PROGRAM}
+  {PROGRAM} --optimizers sgd adam --nets relu --lr sgd=0.5 adam=0.0003 --epochs 1
+  {PROGRAM} --resume
+
+Where other programs keep the processor busy, set OMP_NUM_THREADS=1 in the environment:
+otherwise torch's threads lose much time there, waiting for one another.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage before it."""
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
+
+
+def build_parser() -> Parser:
+    """Only what was given appears in the result, apart from `resume`.
+
+    A resumed job must tell an option that was given from one that was left out.
+    """
+    parser = Parser(
+        prog=PROGRAM,
+        description="Train a deep sigmoid net and a deep ReLU net on MNIST with each optimizer,\n"
+        "twice in lockstep: with ours and with torch's. Report how far the two differ,\n"
+        "and compare the optimizers.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    whole = _whole_number(1)
+
+    what = parser.add_argument_group("what is trained")
+    what.add_argument(
+        "--optimizers",
+        nargs="+",
+        action=_Names,
+        type=_name(CONTENDERS),
+        metavar="NAME",
+        help=f"any of: {', '.join(CONTENDERS)} (default: {' '.join(DEFAULT_NAMES)})",
+    )
+    what.add_argument(
+        "--nets",
+        nargs="+",
+        action=_Names,
+        type=_name(ACTIVATIONS),
+        metavar="NAME",
+        help=f"any of: {', '.join(ACTIVATIONS)} (default: both)",
+    )
+    what.add_argument("--depth", type=whole, metavar="N", help=_hint("hidden layers", "depth"))
+    what.add_argument("--width", type=whole, metavar="N", help=_hint("units in each", "width"))
+    what.add_argument(
+        "--no-reference",
+        dest="reference",
+        action="store_false",
+        help="train ours alone, without torch's twin",
+    )
+    what.add_argument(
+        "--foreach",
+        action="store_true",
+        help="ours updates all parameters together; torch's twin keeps its default",
+    )
+
+    how = parser.add_argument_group("how it is trained")
+    how.add_argument(
+        "--epochs", type=whole, metavar="N", help=_hint("passes over the images", "epochs")
+    )
+    how.add_argument(
+        "--batch-size",
+        type=whole,
+        metavar="N",
+        help=_hint("images in a batch; the last of an epoch may have fewer", "batch_size"),
+    )
+    rates = ", ".join(f"{name}={CONTENDERS[name].lr:g}" for name in CONTENDERS)
+    how.add_argument(
+        "--lr",
+        nargs="+",
+        action=_Rates,
+        type=_rate,
+        metavar="NAME=VALUE",
+        help=f"learning rates (default: {rates})",
+    )
+    how.add_argument(
+        "--seed",
+        type=_whole_number(0),
+        metavar="N",
+        help=_hint("of the initial weights and the order of the images", "seed"),
+    )
+    how.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), help=_hint("where to compute", "device")
+    )
+
+    data = parser.add_argument_group("the data")
+    data.add_argument(
+        "--dataset",
+        choices=KINDS,
+        help="mnist insists on MNIST; drawn takes digits drawn by the program itself; auto takes "
+        "MNIST, or drawn digits where MNIST is neither there nor to be downloaded (default: auto)",
+    )
+    data.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where MNIST/raw/ is, or is to be downloaded to (default: the environment variable "
+        f"{DATA_DIR_VARIABLE}, else data)",
+    )
+    data.add_argument(
+        "--train-size", type=whole, metavar="N", help=_hint("training images", "train_size")
+    )
+    data.add_argument(
+        "--test-size", type=whole, metavar="N", help=_hint("test images", "test_size")
+    )
+
+    result = parser.add_argument_group("the result")
+    result.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="directory of this job (default: a new one in runs, named by the time)",
+    )
+    result.add_argument(
+        "--resume",
+        action="store_true",
+        default=False,
+        help="go on with the interrupted job in --out, or with the newest in runs; finished runs "
+        "are kept and the job's settings need not be repeated",
+    )
+    return parser
+
+
+def _hint(text: str, name: str) -> str:
+    return f"{text} (default: {DEFAULTS[name]})"
+
+
+class _Names(argparse.Action):
+    """Collect names over repeated options, each once."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        assert isinstance(values, list), "argparse collects what nargs='+' allows in a list"
+        already = getattr(namespace, self.dest, [])
+        setattr(namespace, self.dest, list(dict.fromkeys([*already, *values])))
+
+
+class _Rates(argparse.Action):
+    """Collect learning rates over repeated options."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        rates = dict(getattr(namespace, self.dest, {}))
+        assert isinstance(values, list), "argparse collects what nargs='+' allows in a list"
+        for name, value in values:
+            if name in rates:
+                parser.error(f"argument --lr: {name} is given twice")
+            rates[name] = value
+        setattr(namespace, self.dest, rates)
+
+
+def _name(valid: Iterable[str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in valid:
+            raise argparse.ArgumentTypeError(f"no {text!r} here; valid are {', '.join(valid)}")
+        return text.lower()
+
+    return parse
+
+
+def _rate(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, for instance adam=0.001")
+    try:
+        rate = float(value)
+    except ValueError:
+        rate = math.nan
+    if not (math.isfinite(rate) and rate > 0):
+        raise argparse.ArgumentTypeError(f"{text!r}: the learning rate must be a positive number")
+    return _name(CONTENDERS)(name), rate
+
+
+def _whole_number(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if not least <= number < 2**63:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+        return number
+
+    return parse

@@ -1,0 +1,128 @@
+"""What one run leaves behind: a JSON file and TensorBoard events, in a directory of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.writer import SummaryWriter
+
+RUN_FILE = "run.json"
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Readers find the old content or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Strictly valid JSON: NaN and infinities, which JSON does not know, become null."""
+    text = json.dumps(_finite(content), indent=1, allow_nan=False, ensure_ascii=False)
+    write_atomically(path, text + "\n")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
+    return content
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("torch-scratch-optim", "torch", "torchvision", "tensorboard"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    on_gpu = device.type == "cuda"
+    return {
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
+    }
+
+
+class RunRecorder:
+    """Writes one run's TensorBoard events as it goes on and its JSON file when it has ended.
+
+    A run that has no JSON file has not ended; whatever an earlier attempt left is cleared away,
+    so that TensorBoard never shows two attempts as one curve.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        if directory.exists():
+            shutil.rmtree(directory)
+        self.directory = directory
+        self._writer = SummaryWriter(log_dir=str(directory))
+
+    def scalar(self, tag: str, value: float, step: int, wall_time: float | None = None) -> None:
+        """Add a point to a curve. A curve ends where its values are no longer finite."""
+        if math.isfinite(value):
+            self._writer.add_scalar(tag, value, step, walltime=wall_time)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def finish(
+        self,
+        settings: Mapping[str, bool | str | float | int],
+        metric_tags: Sequence[str],
+        content: Mapping[str, Any],
+    ) -> None:
+        """Close the run: hyper-parameters beside the scalars `metric_tags`, then the JSON file.
+
+        SummaryWriter.add_hparams would open a second run for the hyper-parameters; the same three
+        summaries, written to this run, show them in one row with its curves.
+        """
+        lines = [f"* {name}: {value}" for name, value in settings.items()]
+        self._writer.add_text("settings", "\n".join(lines))
+        events = self._writer.file_writer
+        assert events is not None, "the writer is open until the run is closed"
+        for summary in hparams(dict(settings), dict.fromkeys(metric_tags, 0.0)):
+            events.add_summary(summary)
+        self._writer.close()
+        write_json(self.directory / RUN_FILE, content)
+
+    def abandon(self) -> None:
+        """Remove what there is of a run that was interrupted."""
+        try:
+            self._writer.close()
+        finally:
+            shutil.rmtree(self.directory)

@@ -1,0 +1,179 @@
+"""Tables and pictures of a job, made from the JSON files that its runs left. Nothing is trained.
+
+Any number of finished runs makes a report, so that it can be made again after each of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from benchmarks.nets import describe
+from benchmarks.optimizers import CONTENDERS
+from benchmarks.pictures import draw_curves, draw_gradient_flow
+from benchmarks.record import RUN_FILE, read_json, write_atomically, write_json
+from benchmarks.trainee import DIRECTORIES, SCRATCH, TORCH
+
+SETTINGS_FILE = "settings.json"
+RUN_FIELDS = (
+    "net", "optimizer", "implementation", "seed", "lr", "epochs",
+    "train_loss", "test_loss", "train_accuracy", "test_accuracy", "seconds",
+    "optimizer_ms_per_step", "optimizer_share", "diverged", "diverged_at_step", "dataset",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A finished run of ours and, unless it was trained alone, its twin with torch's optimizer."""
+
+    ours: dict[str, Any]
+    torchs: dict[str, Any] | None
+
+    @property
+    def net(self) -> str:
+        return str(self.ours["net"])
+
+    @property
+    def optimizer(self) -> str:
+        return str(self.ours["optimizer"])
+
+    @property
+    def title(self) -> str:
+        return CONTENDERS[self.optimizer].title
+
+
+def is_finished(out: Path, net: str, optimizer: str, implementations: tuple[str, ...]) -> bool:
+    runs = (out / net / optimizer / DIRECTORIES[name] / RUN_FILE for name in implementations)
+    return all(run.exists() for run in runs)
+
+
+def load_pairs(out: Path) -> list[Pair]:
+    """The finished pairs, in the order in which the job's settings name them."""
+    settings = read_json(out / SETTINGS_FILE)["settings"]
+    implementations = (SCRATCH, TORCH) if settings["reference"] else (SCRATCH,)
+    pairs = []
+    for net in settings["nets"]:
+        for optimizer in settings["optimizers"]:
+            if is_finished(out, net, optimizer, implementations):
+                runs = [
+                    read_json(out / net / optimizer / DIRECTORIES[name] / RUN_FILE)
+                    for name in implementations
+                ]
+                pairs.append(Pair(runs[0], runs[1] if len(runs) > 1 else None))
+    return pairs
+
+
+def write_report(out: Path) -> list[Pair]:
+    """Write summary.json, summary.md, curves.png and gradient_flow.png into the job's directory."""
+    job = read_json(out / SETTINGS_FILE)
+    pairs = load_pairs(out)
+    write_json(out / "summary.json", _summary(job, pairs))
+    if pairs:
+        write_atomically(out / "summary.md", _markdown(job, pairs))
+        dataset, ours = job["dataset"], [pair.ours for pair in pairs]
+        theirs = [pair.torchs for pair in pairs if pair.torchs is not None]
+        write_atomically(out / "curves.png", draw_curves(dataset, ours, theirs))
+        write_atomically(out / "gradient_flow.png", draw_gradient_flow(dataset, ours))
+    return pairs
+
+
+def _summary(job: dict[str, Any], pairs: list[Pair]) -> dict[str, Any]:
+    runs = [run for pair in pairs for run in (pair.ours, pair.torchs) if run is not None]
+    settings = {name: value for name, value in job.items() if name != "data_dir"}
+    return settings | {
+        "runs": [{name: run[name] for name in RUN_FIELDS} for run in runs],
+        "twins": [
+            {"net": pair.net, "optimizer": pair.optimizer, **pair.ours["twin"]}
+            for pair in pairs
+            if pair.ours["twin"] is not None
+        ],
+    }
+
+
+HEADINGS = (
+    ("optimizer", ""),
+    ("lr", ""),
+    ("train", "loss"),
+    ("test", "loss"),
+    ("train", "acc %"),
+    ("test", "acc %"),
+    ("ours", "ms"),
+    ("torch", "ms"),
+    ("ours/", "torch"),
+    ("step", "share"),
+    ("twins", "differ by"),
+)
+EXPLANATION = (
+    "ms: the median time of an optimizer step. Step share: how much of our training time the "
+    "steps of our optimizer take. Twins differ by: the largest difference between our loss and "
+    "torch's over all steps, and whether the final parameters are equal."
+)
+
+
+def _cells(pair: Pair) -> list[str]:
+    run = pair.ours
+    if run["diverged"]:
+        results = ["diverged", f"step {run['diverged_at_step']}", "-", "-"]
+    else:
+        results = [f"{run['train_loss']:.4f}", f"{run['test_loss']:.4f}"]
+        results += [f"{100 * run['train_accuracy']:.2f}", f"{100 * run['test_accuracy']:.2f}"]
+    step = run["optimizer_ms_per_step"]
+    if pair.torchs is None:
+        times = [f"{step:.2f}", "-", "-"]
+    else:
+        reference = pair.torchs["optimizer_ms_per_step"]
+        times = [f"{step:.2f}", f"{reference:.2f}", f"{step / reference:.2f}"]
+    share = f"{100 * run['optimizer_share']:.0f} %"
+    return [pair.title, f"{run['lr']:g}", *results, *times, share, describe_twin(pair.ours["twin"])]
+
+
+def describe_twin(twin: dict[str, Any] | None) -> str:
+    if twin is None:
+        return "-"
+    difference = twin["max_abs_loss_difference"]
+    # JSON has no NaN: null says that one twin diverged and the other did not.
+    number = "NaN" if difference is None else "0" if difference == 0 else f"{difference:.1e}"
+    return f"{number}, {'equal' if twin['parameters_equal'] else 'unequal'}"
+
+
+def terminal_tables(job: dict[str, Any], pairs: list[Pair]) -> list[Table]:
+    """One table per net: narrow enough for a terminal of 80 columns."""
+    settings = job["settings"]
+    tables = []
+    for net in settings["nets"]:
+        title = f"{job['dataset']}: {describe(net, settings['depth'], settings['width'])}"
+        table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, title_style="bold")
+        for column, (first, second) in enumerate(HEADINGS):
+            table.add_column(
+                f"{first}\n{second}", justify="left" if column == 0 else "right", no_wrap=True
+            )
+        for pair in pairs:
+            if pair.net == net:
+                table.add_row(*_cells(pair))
+        if table.row_count:
+            tables.append(table)
+    return tables
+
+
+def _markdown(job: dict[str, Any], pairs: list[Pair]) -> str:
+    settings = job["settings"]
+    headings = ["net", *(" ".join(filter(None, heading)) for heading in HEADINGS)]
+    lines = [
+        f"# {job['dataset']}",
+        "",
+        f"Epochs: {settings['epochs']}. Batch: {settings['batch_size']}. "
+        f"Seed: {settings['seed']}. Hidden layers: {settings['depth']} of {settings['width']} "
+        f"units. Device: {job['machine']['device']}. torch: {job['versions']['torch']}.",
+        "",
+        "| " + " | ".join(headings) + " |",
+        "|---|---|" + "---:|" * (len(headings) - 2),
+    ]
+    lines += ["| " + " | ".join([pair.net, *_cells(pair)]) + " |" for pair in pairs]
+    lines += ["", f"Data: {job['dataset']}. {EXPLANATION}", ""]
+    lines += ["![Training loss and test accuracy](curves.png)", ""]
+    lines += ["![Gradient norm per layer](gradient_flow.png)", ""]
+    return "\n".join(lines)

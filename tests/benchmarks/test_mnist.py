@@ -1,0 +1,412 @@
+"""The command: its files, its curves in TensorBoard, going on after an interruption, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any, NoReturn
+
+import matplotlib as mpl
+import pytest
+
+# tensorboard comes without type hints.
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
+
+from benchmarks import mnist
+from benchmarks.data import DATA_DIR_VARIABLE, DRAWN_NAME, MNIST_NAME
+from benchmarks.mnist import main
+from benchmarks.optimizers import DEFAULT_NAMES
+from benchmarks.trainee import Plan
+from benchmarks.training import train_pair
+from tests.benchmarks.conftest import SMALL_NET, TINY, Job
+
+TWO = ("--optimizers", "sgd", "adam", "--nets", "relu")
+
+
+def read(path: Path) -> Any:
+    def refuse(constant: str) -> NoReturn:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def events(directory: Path) -> EventAccumulator:
+    (file,) = directory.glob("events.out.tfevents.*")  # one run, one file
+    accumulator = EventAccumulator(str(file))
+    accumulator.Reload()
+    return accumulator
+
+
+def run_files(out: Path) -> dict[str, int]:
+    """Every finished run and when it was written."""
+    return {
+        str(path.parent.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob("run.json")
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small job with two optimizers on both nets, pictures included."""
+    out = tmp_path_factory.mktemp("finished") / "job"
+    looks = dict(mpl.rcParams)
+    names = ("--optimizers", "momentum", "adam")
+    assert main([*TINY, *SMALL_NET, *names, "--epochs", "2", "--out", str(out)]) == 0
+    assert dict(mpl.rcParams) == looks, "the settings of matplotlib belong to the caller"
+    return out
+
+
+def test_the_summary_has_every_run_and_every_pair_of_twins(finished: Path) -> None:
+    summary = read(finished / "summary.json")
+    assert summary["dataset"] == DRAWN_NAME
+    assert summary["settings"]["lr"] == {"momentum": 0.05, "adam": 0.001}
+    assert {"torch", "python"} <= set(summary["versions"])
+    assert {"cores", "device"} <= set(summary["machine"])
+    assert "data_dir" not in summary, "a summary is passed on; where the data lie is private"
+    found = [(run["net"], run["optimizer"], run["implementation"]) for run in summary["runs"]]
+    assert found == [
+        (net, optimizer, implementation)
+        for net in ("sigmoid", "relu")
+        for optimizer in ("momentum", "adam")
+        for implementation in ("scratch", "torch")
+    ]
+    for run in summary["runs"]:
+        assert run["seed"] == 0
+        assert run["epochs"] == 2
+        assert not run["diverged"]
+        for name in ("lr", "train_loss", "test_loss", "seconds", "optimizer_ms_per_step"):
+            assert run[name] > 0
+        for name in ("train_accuracy", "test_accuracy", "optimizer_share"):
+            assert 0 < run[name] < 1
+    assert summary["twins"] == [
+        {
+            "net": net,
+            "optimizer": optimizer,
+            "max_abs_loss_difference": 0.0,
+            "parameters_equal": True,
+        }
+        for net in ("sigmoid", "relu")
+        for optimizer in ("momentum", "adam")
+    ]
+
+
+def test_every_file_says_that_the_digits_are_not_mnist(finished: Path) -> None:
+    for path in [*finished.rglob("*.json"), *finished.rglob("*.md")]:
+        assert DRAWN_NAME in path.read_text(), path
+
+
+def test_the_pictures_are_pictures(finished: Path) -> None:
+    for name in ("curves.png", "gradient_flow.png"):
+        content = (finished / name).read_bytes()
+        assert content.startswith(b"\x89PNG")
+        assert len(content) > 20_000
+
+
+def test_nothing_temporary_is_left(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == {
+        "relu", "sigmoid", "settings.json", "summary.json", "summary.md", "curves.png",
+        "gradient_flow.png",
+    }  # fmt: skip
+
+
+def test_one_run_is_one_directory_in_tensorboard(finished: Path) -> None:
+    found = {str(path.parent.relative_to(finished)) for path in finished.rglob("events*")}
+    assert found == {
+        f"{net}/{optimizer}/{implementation}"
+        for net in ("sigmoid", "relu")
+        for optimizer in ("momentum", "adam")
+        for implementation in ("ours", "torch")
+    }
+
+
+def test_tensorboard_has_every_curve_and_the_settings_beside_them(finished: Path) -> None:
+    directory = finished / "relu" / "adam" / "ours"
+    found = events(directory)
+    layers = ("layer_1", "layer_2", "output")
+    assert set(found.Tags()["scalars"]) == {
+        "loss/training", "loss/train", "loss/test", "accuracy/train", "accuracy/test",
+        "generalization_gap/loss", "generalization_gap/accuracy", "time/optimizer_step_ms",
+        *(f"gradient_norm/{layer}" for layer in layers),
+        *(f"update_to_weight/{layer}" for layer in layers),
+    }  # fmt: skip
+    run = read(directory / "run.json")
+    assert found.Scalars("loss/test")[-1].value == pytest.approx(run["test_loss"])
+    assert found.Scalars("accuracy/train")[-1].step == run["steps"] == 10
+    gap = run["test_loss"] - run["train_loss"]
+    assert found.Scalars("generalization_gap/loss")[-1].value == pytest.approx(gap)
+    plugin = found.summary_metadata["_hparams_/session_start_info"].plugin_data
+    assert plugin.plugin_name == "hparams"
+    assert b"learning" not in plugin.content
+    for setting in (b"lr", b"batch_size", b"scratch", DRAWN_NAME.encode()):
+        assert setting in plugin.content
+    experiment = found.summary_metadata["_hparams_/experiment"].plugin_data.content
+    assert b"accuracy/test" in experiment
+
+
+def test_the_terminal_shows_tables_and_the_next_command(
+    job: Job, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert job(*TWO) == 0
+    shown = capsys.readouterr().out
+    assert f"{DRAWN_NAME}: deep ReLU net" in shown
+    assert "2 of 2 pairs of twins are equal, bit for bit" in shown
+    assert f"tensorboard --logdir {tmp_path / 'job'}\n" in shown
+    assert max(map(len, shown.splitlines()[-20:])) <= 80 + len(str(tmp_path))
+
+
+def test_without_reference_only_ours_is_trained(job: Job, tmp_path: Path) -> None:
+    assert job(*TWO, "--no-reference") == 0
+    assert set(run_files(tmp_path / "job")) == {"relu/sgd/ours", "relu/adam/ours"}
+    summary = read(tmp_path / "job" / "summary.json")
+    assert len(summary["runs"]) == 2
+    assert summary["twins"] == []
+
+
+def test_a_diverged_run_is_reported_and_the_job_goes_on(
+    job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job(*TWO, "--lr", "sgd=1e30") == 0
+    assert "relu SGD: diverged at step" in capsys.readouterr().out
+    summary = read(tmp_path / "job" / "summary.json")
+    flags = {run["optimizer"]: run["diverged"] for run in summary["runs"]}
+    assert flags == {"sgd": True, "adam": False}
+    assert "| diverged |" in (tmp_path / "job" / "summary.md").read_text()
+
+
+def interrupt_second_pair(monkeypatch: pytest.MonkeyPatch, how: Any) -> list[str]:
+    """Let the second pair be interrupted in the middle; returns the pairs that were begun."""
+    begun: list[str] = []
+
+    def interrupted(plan: Plan, digits: Any, out: Path, on_steps: Any) -> None:
+        begun.append(plan.optimizer)
+
+        def stop_halfway(steps: int) -> None:
+            if len(begun) == 2:
+                how()
+            on_steps(steps)
+
+        train_pair(plan, digits, out, stop_halfway)
+
+    monkeypatch.setattr(mnist, "train_pair", interrupted)
+    return begun
+
+
+def press_ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+def be_terminated() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("how", "status"), [(press_ctrl_c, 130), (be_terminated, 143)])
+def test_resuming_loses_nothing_and_repeats_nothing(
+    how: Any,
+    status: int,
+    job: Job,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "job"
+    handler = signal.getsignal(signal.SIGTERM)
+    interrupt_second_pair(monkeypatch, how)
+    assert job(*TWO) == status
+    assert f"--resume --out {out}" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is handler
+    kept = run_files(out)
+    assert set(kept) == {"relu/sgd/ours", "relu/sgd/torch"}
+    assert len(read(out / "summary.json")["twins"]) == 1
+
+    # As after a crash, where nothing could be tidied up.
+    (out / "relu" / "adam" / "ours").mkdir(parents=True)
+    (out / "relu" / "adam" / "ours" / "events.out.tfevents.0.left.over").write_bytes(b"")
+    begun = interrupt_second_pair(monkeypatch, how)
+    assert main(["--resume", "--out", str(out)]) == 0
+    assert begun == ["adam"]
+    after = run_files(out)
+    assert len(after) == 4
+    assert kept.items() <= after.items()
+    for directory in after:
+        events(out / directory)
+
+    monkeypatch.setattr(mnist, "train_pair", train_pair)
+    assert job(*TWO, out=tmp_path / "uninterrupted") == 0
+    for directory in after:
+        one, other = (read(tmp_path / name / directory / "run.json")["curves"]
+                      for name in ("job", "uninterrupted"))  # fmt: skip
+        assert one == other
+
+
+def test_resume_alone_takes_the_newest_job_in_runs(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("older", "newer"):
+        assert job(*TWO, "--no-reference", out=Path("runs") / name) == 0
+    os.utime("runs/older/settings.json", (1, 1))
+    capsys.readouterr()
+    assert main(["--resume"]) == 0
+    shown = capsys.readouterr().out
+    assert "Results go to runs/newer" in shown
+    assert "2 of 2 pairs were finished before" in shown
+    assert "tensorboard --logdir runs\n" in shown
+
+
+def test_an_error_in_one_pair_keeps_those_that_are_finished(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> NoReturn:
+        raise RuntimeError("a bug")
+
+    interrupt_second_pair(monkeypatch, fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        job(*TWO)
+    assert "Go on with:" in capsys.readouterr().out
+    assert set(run_files(tmp_path / "job")) == {"relu/sgd/ours", "relu/sgd/torch"}
+
+
+def test_a_full_disk_ends_the_job_with_one_line(
+    job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> NoReturn:
+        raise OSError(28, "No space left on device")
+
+    interrupt_second_pair(monkeypatch, fail)
+    assert job(*TWO) == 1
+    assert "No space left on device; finished runs are kept" in capsys.readouterr().out
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> NoReturn:
+        raise AssertionError("data were loaded before the input was checked")
+
+    monkeypatch.setattr(mnist, "load_digits", refuse)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--optimizers", "foo"], "valid are sgd, momentum, adagrad, rmsprop, adam, adamw"),
+        (["--nets", "tanh"], "valid are sigmoid, relu"),
+        (["--epochs", "0"], "'0' is not a whole number from 1 up"),
+        (["--batch-size", "-1"], "'-1' is not a whole number from 1 up"),
+        (["--depth", "2.5"], "'2.5' is not a whole number from 1 up"),
+        (["--seed", "-1"], "'-1' is not a whole number from 0 up"),
+        (["--lr", "adam"], "'adam' is not NAME=VALUE"),
+        (["--lr", "adam=0"], "must be a positive number"),
+        (["--lr", "adam=nan"], "must be a positive number"),
+        (["--lr", "adam=fast"], "must be a positive number"),
+        (["--lr", "foo=1"], "valid are sgd"),
+        (["--lr", "sgd=1", "--lr", "sgd=2"], "sgd is given twice"),
+        (["--lr", "adamw=1"], "adamw, which is not among the optimizers"),
+        (["--dataset", "cifar"], "choose from"),
+        (["--resum"], "unrecognized arguments"),
+        (["--resume"], "there is no job to resume in runs"),
+        (["--resume", "--out", "nowhere"], "there is no job to resume in nowhere"),
+        (["--out", "file/inside"], "file is not a directory"),
+        (["--out", "full"], "full is not empty"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_bad_input_is_refused_in_one_line(
+    arguments: list[str],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "something").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as ending:
+        main(arguments)
+    assert ending.value.code == 2
+    shown = capsys.readouterr()
+    assert complaint in shown.err
+    assert shown.err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_a_directory_without_permission_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *arguments: False)  # root may write anywhere
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path / "new")])
+    assert "no permission" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("nothing_is_loaded")
+def test_an_absent_device_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        main(["--device", "cuda", "--out", str(tmp_path / "new")])
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_corrupt_data_end_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "train-images-idx3-ubyte").write_bytes(b"")
+    with pytest.raises(SystemExit) as ending:
+        main(["--data-dir", str(tmp_path), "--out", str(tmp_path / "new")])
+    assert ending.value.code == 2
+    assert "train-labels-idx1-ubyte is missing" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ["--epochs", "3"],
+        ["--lr", "adam=0.5"],
+        ["--optimizers", "adam"],
+        ["--dataset", "mnist"],
+        ["--foreach"],
+    ],
+)
+def test_a_job_is_not_resumed_with_other_settings(
+    change: list[str], finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = run_files(finished)
+    with pytest.raises(SystemExit) as ending:
+        main(["--resume", "--out", str(finished), *change])
+    assert ending.value.code == 2
+    assert f"{change[0]} differs from the job" in capsys.readouterr().err
+    assert run_files(finished) == before
+
+
+def test_the_help_names_the_variable_and_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        main(["--help"])
+    assert ending.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for part in (DATA_DIR_VARIABLE, "(default: 128)", " ".join(DEFAULT_NAMES), "adam=0.001"):
+        assert part in shown
+
+
+@pytest.mark.skipif(
+    DATA_DIR_VARIABLE not in os.environ,
+    reason=f"needs the real MNIST; {DATA_DIR_VARIABLE} names its directory",
+)
+def test_on_the_real_mnist_a_relu_net_learns_and_the_twins_are_equal(
+    tmp_path: Path, no_pictures: None
+) -> None:
+    out = tmp_path / "job"
+    arguments = ["--dataset", "mnist", "--nets", "relu", "--optimizers", "adam", "--epochs", "1"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    summary = read(out / "summary.json")
+    assert summary["dataset"] == MNIST_NAME
+    assert summary["twins"][0]["max_abs_loss_difference"] == 0
+    assert summary["twins"][0]["parameters_equal"]
+    assert summary["runs"][0]["test_accuracy"] > 0.94

@@ -1,0 +1,200 @@
+"""One pair of twins: what they share, what is measured, and that a difference would be seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from benchmarks.data import Digits
+from benchmarks.nets import build_net, weights_by_layer
+from benchmarks.optimizers import CONTENDERS
+from benchmarks.record import write_json
+from benchmarks.trainee import Plan, evaluate
+from benchmarks.training import batches, train_pair
+
+PLAN = Plan("relu", "adam", 0.001, epochs=2, batch_size=64, depth=2, width=16)
+
+
+def runs_of(plan: Plan, digits: Digits, out: Path) -> dict[str, dict[str, Any]]:
+    train_pair(plan, digits, out)
+    return {
+        name: json.loads((plan.directory(out, name) / "run.json").read_text())
+        for name in plan.implementations()
+    }
+
+
+def flaw(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Make our Adam step further than it was told."""
+
+    def make(parameters: Any, lr: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=lr * factor)
+
+    flawed = dataclasses.replace(CONTENDERS["adam"], scratch=make)
+    monkeypatch.setitem(CONTENDERS, "adam", flawed)
+
+
+@pytest.mark.parametrize("optimizer", CONTENDERS)
+@pytest.mark.parametrize("foreach", [False, True])
+def test_twins_are_equal_bit_for_bit(
+    optimizer: str, foreach: bool, digits: Digits, tmp_path: Path
+) -> None:
+    plan = dataclasses.replace(
+        PLAN, optimizer=optimizer, lr=CONTENDERS[optimizer].lr, foreach=foreach
+    )
+    runs = runs_of(plan, digits, tmp_path)
+    assert runs["scratch"]["twin"] == {"max_abs_loss_difference": 0, "parameters_equal": True}
+    assert runs["scratch"]["curves"]["epochs"] == runs["torch"]["curves"]["epochs"]
+    assert runs["scratch"]["train_loss"] < runs["scratch"]["curves"]["epochs"][0]["train_loss"]
+
+
+def test_twins_that_differ_are_told_apart(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flaw(monkeypatch, 1.0001)
+    twin = runs_of(PLAN, digits, tmp_path)["scratch"]["twin"]
+    assert 0 < twin["max_abs_loss_difference"] < 0.01
+    assert not twin["parameters_equal"]
+
+
+def test_a_twin_that_diverges_alone_is_not_called_equal(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flaw(monkeypatch, math.inf)
+    runs = runs_of(PLAN, digits, tmp_path)
+    assert runs["scratch"]["diverged"]
+    assert not runs["torch"]["diverged"]
+    assert runs["scratch"]["twin"] == {"max_abs_loss_difference": None, "parameters_equal": False}
+
+
+def test_twins_that_diverge_alike_are_equal(digits: Digits, tmp_path: Path) -> None:
+    runs = runs_of(dataclasses.replace(PLAN, optimizer="sgd", lr=1e30), digits, tmp_path)
+    for run in runs.values():
+        assert run["diverged"]
+        assert run["diverged_at_step"] in (1, 2)
+        assert run["train_loss"] is None
+    assert runs["scratch"]["twin"] == {"max_abs_loss_difference": 0, "parameters_equal": True}
+
+
+def test_every_epoch_shows_each_image_once_in_a_new_order() -> None:
+    labels = torch.zeros(300)
+    first, second = (list(batches(PLAN, epoch, labels)) for epoch in (1, 2))
+    assert [len(batch) for batch in first] == [64, 64, 64, 64, 44]  # the last one is kept
+    assert torch.cat(first).sort().values.tolist() == list(range(300))
+    assert not torch.equal(torch.cat(first), torch.cat(second))
+
+
+def test_the_order_depends_on_the_seed_and_not_on_the_optimizer() -> None:
+    labels = torch.zeros(300)
+
+    def order(**changes: Any) -> list[int]:
+        batch, *_ = batches(dataclasses.replace(PLAN, **changes), 1, labels)
+        return [int(index) for index in batch]
+
+    assert order() == order(optimizer="sgd", net="sigmoid", lr=1.0)
+    assert order() != order(seed=1)
+
+
+def test_the_initial_weights_are_torchs_default_and_leave_its_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = [nn.Linear(784, 16), nn.Linear(16, 16), nn.Linear(16, 10)]
+    torch.manual_seed(6)
+    before = torch.get_rng_state()
+    net = build_net("sigmoid", depth=2, width=16, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert list(weights_by_layer(net)) == ["layer_1", "layer_2", "output"]
+    for layer, weight in zip(expected, weights_by_layer(net).values(), strict=True):
+        assert torch.equal(layer.weight, weight)
+
+
+def test_gradient_norms_and_updates_are_those_of_the_first_batch(
+    digits: Digits, tmp_path: Path
+) -> None:
+    layers = runs_of(PLAN, digits, tmp_path)["scratch"]["curves"]["layers"]
+    net = build_net("relu", depth=2, width=16)
+    batch = next(iter(batches(PLAN, 1, digits.train_labels)))
+    loss = cross_entropy(net(digits.train_images[batch]), digits.train_labels[batch])
+    names, weights = zip(*weights_by_layer(net).items(), strict=True)
+    for name, weight, gradient in zip(
+        names, weights, torch.autograd.grad(loss, weights), strict=True
+    ):
+        assert layers["gradient_norm"][name][0] == pytest.approx(gradient.norm().item(), rel=1e-5)
+        # Adam's first step moves each weight by the learning rate, where there is a gradient.
+        moved = 0.001 * (gradient != 0).sum().sqrt() / weight.norm()
+        assert layers["update_to_weight"][name][0] == pytest.approx(moved.item(), rel=1e-2)
+    assert layers["step"] == [0, 9]  # the first step and the last
+
+
+def test_the_training_loss_is_the_mean_of_ten_steps(digits: Digits, tmp_path: Path) -> None:
+    plan = dataclasses.replace(PLAN, batch_size=25)  # 12 steps in each of two epochs
+    curve = runs_of(plan, digits, tmp_path)["scratch"]["curves"]["training"]
+    assert curve["step"] == [10, 20, 24]
+    net = build_net("relu", depth=2, width=16)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.001)
+    losses = []
+    for epoch in (1, 2):
+        for batch in batches(plan, epoch, digits.train_labels):
+            optimizer.zero_grad()
+            loss = cross_entropy(net(digits.train_images[batch]), digits.train_labels[batch])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    means = [sum(part) / len(part) for part in (losses[:10], losses[10:20], losses[20:])]
+    assert curve["loss"] == pytest.approx(means)
+
+
+def test_evaluation_weighs_every_image_alike(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = build_net("relu", depth=1, width=16)
+    whole = evaluate(net, digits.train_images, digits.train_labels)
+    monkeypatch.setattr("benchmarks.trainee.EVALUATION_BATCH", 7)
+    assert evaluate(net, digits.train_images, digits.train_labels) == pytest.approx(whole)
+    scores = net(digits.train_images)
+    assert whole[0] == pytest.approx(cross_entropy(scores, digits.train_labels).item())
+    assert whole[1] == (scores.argmax(1) == digits.train_labels).double().mean().item()
+
+
+def test_foreach_is_for_ours_alone(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def spy(name: str) -> Any:
+        def make(parameters: Any, **options: Any) -> torch.optim.Optimizer:
+            seen[name] = options
+            return torch.optim.Adam(parameters, **options)
+
+        return make
+
+    spied = dataclasses.replace(CONTENDERS["adam"], scratch=spy("ours"), reference=spy("torch"))
+    monkeypatch.setitem(CONTENDERS, "adam", spied)
+    train_pair(dataclasses.replace(PLAN, foreach=True), digits, tmp_path)
+    assert seen == {"ours": {"lr": 0.001, "foreach": True}, "torch": {"lr": 0.001}}
+
+
+def test_an_interrupted_pair_leaves_no_run(digits: Digits, tmp_path: Path) -> None:
+    def interrupt(steps: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_pair(PLAN, digits, tmp_path, interrupt)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "some.json"
+    write_json(path, {"loss": math.nan, "steps": [1, math.inf]})
+    assert json.loads(path.read_text()) == {"loss": None, "steps": [1, None]}
+    before = path.read_text()
+    with pytest.raises(TypeError):
+        write_json(path, {"loss": object()})
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
