@@ -4,5 +4,5 @@ Three floors, each importing only from those below it:
 
 * ground: data, drawn, nets, optimizers, record
 * middle: trainee and training (one run), report and pictures (from what was recorded)
-* top: mnist and its mnist_options
+* top: mnist and its mnist_options, readme (which fills in the README's tables)
 """

@@ -18,7 +18,7 @@ from benchmarks.optimizers import CONTENDERS
 Run = dict[str, Any]
 
 # Sizes are given to each text, because matplotlib's global settings belong to the caller.
-TITLE, LABEL, TICK, CAPTION = 17, 15, 13, 12
+TITLE, LABEL, TICK, CAPTION = 17, 15, 13, 14
 CHANCE = 0.2  # a test accuracy below this is no better than guessing among ten digits, or hardly
 POINTS = 50  # of a curve of the training loss, about
 LAST = 5  # samples whose median stands for the end of the training

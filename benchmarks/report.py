@@ -159,9 +159,16 @@ def terminal_tables(job: dict[str, Any], pairs: list[Pair]) -> list[Table]:
     return tables
 
 
+def markdown_table(pairs: list[Pair]) -> str:
+    headings = ["net", *(" ".join(filter(None, heading)) for heading in HEADINGS)]
+    rows = [headings, *([pair.net, *_cells(pair)] for pair in pairs)]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|---|---|" + "---:|" * (len(headings) - 2))
+    return "\n".join(lines)
+
+
 def _markdown(job: dict[str, Any], pairs: list[Pair]) -> str:
     settings = job["settings"]
-    headings = ["net", *(" ".join(filter(None, heading)) for heading in HEADINGS)]
     lines = [
         f"# {job['dataset']}",
         "",
@@ -169,10 +176,8 @@ def _markdown(job: dict[str, Any], pairs: list[Pair]) -> str:
         f"Seed: {settings['seed']}. Hidden layers: {settings['depth']} of {settings['width']} "
         f"units. Device: {job['machine']['device']}. torch: {job['versions']['torch']}.",
         "",
-        "| " + " | ".join(headings) + " |",
-        "|---|---|" + "---:|" * (len(headings) - 2),
+        markdown_table(pairs),
     ]
-    lines += ["| " + " | ".join([pair.net, *_cells(pair)]) + " |" for pair in pairs]
     lines += ["", f"Data: {job['dataset']}. {EXPLANATION}", ""]
     lines += ["![Training loss and test accuracy](curves.png)", ""]
     lines += ["![Gradient norm per layer](gradient_flow.png)", ""]

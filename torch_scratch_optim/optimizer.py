@@ -120,50 +120,44 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._refuse_sparse_gradients()
         if self.counts_steps and _is_capturing():
             raise RuntimeError(
                 "Attempting CUDA graph capture of step() for an instance of "
                 f"{type(self).__name__} but param_groups' capturable is False."
             )
-        for group in self.param_groups:
-            for t, rows in self._rows_by_step(group).items():
-                engine = _engine_for(group, rows)
-                engine(self.rule, rows, _numbers(self.scalars(t, group)))
+        # All groups are gathered, and whatever is wrong is found, before anything is updated.
+        for group, rows in [(group, self._rows(group)) for group in self.param_groups]:
+            for t, alike in _by_step(rows).items():
+                engine = _engine_for(group, alike)
+                engine(self.rule, alike, _numbers(self.scalars(t, group)))
         return loss
 
-    def _rows_by_step(self, group: Group) -> dict[float, list[Row]]:
-        """Count the step; then gather, for each count, the rows of the parameters that have it.
-
-        With the count in the key every scalar of the rule is one number for all rows.
-        """
+    def _rows(self, group: Group) -> list[tuple[Row, Tensor | float]]:
+        """What the rule needs of each parameter that has a gradient, and its count of steps."""
         columns = self.columns(group)
         one_of_them = next(iter(columns.values()), None)
-        rows: defaultdict[float, list[Row]] = defaultdict(list)
+        rows = []
         for p in group["params"]:
-            if p.grad is None:
+            g = p.grad
+            if g is None:
                 continue
-            row = {"p": p, "g": p.grad}
-            t = 2.0
+            if g.is_sparse:
+                raise self._sparse_error()
+            row = {"p": p, "g": g}
+            count: Tensor | float = 2.0
             if one_of_them is not None:
                 state = self.state[p]
                 if state.get(one_of_them) is None:
                     state.update(self.new_state(p, group))
-                    t = 1.0
+                    count = 1.0
                 for letter, name in columns.items():
                     row[letter] = state[name]
                 if self.counts_steps:
-                    t = state["step"].add_(_ONE).item()
+                    count = state["step"]
             if self.splits_complex and p.is_complex():
                 row = {letter: torch.view_as_real(x.resolve_conj()) for letter, x in row.items()}
-            rows[t].append(row)
+            rows.append((row, count))
         return rows
-
-    def _refuse_sparse_gradients(self) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and p.grad.is_sparse:
-                    raise self._sparse_error()
 
     def _sparse_error(self) -> RuntimeError:
         return NotImplementedError(f"{type(self).__name__} does not support sparse gradients yet")
@@ -219,6 +213,18 @@ def _refuse_unsupported(options: Group) -> None:
 def _is_capturing() -> bool:
     # Asked of an uninitialised CUDA, torch would try to start it.
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _by_step(rows: list[tuple[Row, Tensor | float]]) -> dict[float, list[Row]]:
+    """Count the step, and put together the rows that have taken equally many.
+
+    Then every scalar of the rule is one number for all of them.
+    """
+    by_step: defaultdict[float, list[Row]] = defaultdict(list)
+    for row, count in rows:
+        t = count.add_(_ONE).item() if isinstance(count, Tensor) else count
+        by_step[t].append(row)
+    return by_step
 
 
 def _engine_for(group: Group, rows: list[Row]) -> Engine:

@@ -1,0 +1,80 @@
+"""Write the tables of the README from recorded results: `python -m benchmarks.readme`.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, and comes from the JSON files in
+`benchmarks/results/`. With `--check` nothing is written, and a stale table is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import read_json
+from benchmarks.report import EXPLANATION, Pair, markdown_table
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def mnist_table() -> str:
+    summary = read_json(RESULTS / "mnist" / "summary.json")
+    return "\n".join(
+        [
+            f"{summary['dataset']}, {provenance(summary, 'python -m benchmarks.mnist')}",
+            "",
+            markdown_table(recorded_pairs(summary)),
+            "",
+            EXPLANATION,
+        ]
+    )
+
+
+def recorded_pairs(summary: dict[str, Any]) -> list[Pair]:
+    runs = {(run["net"], run["optimizer"], run["implementation"]): run for run in summary["runs"]}
+    return [
+        Pair(
+            runs[twin["net"], twin["optimizer"], "scratch"] | {"twin": twin},
+            runs[twin["net"], twin["optimizer"], "torch"],
+        )
+        for twin in summary["twins"]
+    ]
+
+
+def provenance(recorded: dict[str, Any], command: str) -> str:
+    """On what, with what and by which command something was measured."""
+    machine, versions = recorded["machine"], recorded["versions"]
+    device = "" if machine["device"] == "cpu" else f"{machine['device']}, "
+    return (
+        f"{device}{machine['processor']}, {machine['torch_threads']} threads, "
+        f"torch {versions['torch']}, Python {versions['python']}: `{command}`"
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {"mnist": mnist_table}
+
+
+def filled(text: str) -> str:
+    def fill(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}"
+
+    pattern = r"(<!-- table: (\w+) -->).*?(<!-- end -->)"
+    return re.sub(pattern, fill, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if it is stale")
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if parser.parse_args().check:
+        return int(filled(text) != text)
+    readme.write_text(filled(text), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
