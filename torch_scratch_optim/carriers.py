@@ -33,16 +33,16 @@ class TensorList:
     def __getattr__(self, word: str) -> Callable[..., TensorList]:
         operation = getattr(torch, f"_foreach_{word}", None)
         if operation is None:
-            raise AttributeError(
-                f"'{word}' does not work on many tensors: torch has no _foreach_{word}"
-            )
+            raise AttributeError(f"no '{word}' for many tensors: torch has no _foreach_{word}")
 
-        def apply(*others: Any, **numbers: Any) -> TensorList:
+        def method(self: TensorList, *others: Any, **numbers: Any) -> TensorList:
             result = operation(self.tensors, *map(_unwrap, others), **numbers)
             # In-place operations return nothing; tensor methods return the tensor itself.
             return self if result is None else TensorList(list(result))
 
-        return apply
+        setattr(TensorList, word, method)  # so that the next use finds it at once
+        bound: Callable[..., TensorList] = method.__get__(self)
+        return bound
 
     def mul_(self, other: TensorList | float) -> TensorList:
         """Multiply in place, rounding as tensors do.

@@ -42,10 +42,11 @@ def foreach(rule: Callable[..., None], rows: list[Row], scalars: dict[str, Any])
         alike[row["p"].device, row["p"].dtype].append(row)
     for like in alike.values():
         for batch in _batches(like):
-            rule(
-                **{letter: TensorList([row[letter] for row in batch]) for letter in batch[0]},
-                **scalars,
-            )
+            if len(batch) == 1:
+                rule(**batch[0], **scalars)
+            else:
+                lists = {letter: TensorList([row[letter] for row in batch]) for letter in batch[0]}
+                rule(**lists, **scalars)
 
 
 def cut(row: Row) -> Iterable[Row]:
@@ -113,10 +114,11 @@ def _batches(rows: list[Row]) -> Iterator[list[Row]]:
     size = 0
     for row in rows:
         for piece in cut(row):
-            if batch and size + piece["p"].numel() > block_size(piece["p"]):
+            p = piece["p"]
+            if batch and size + p.numel() > block_size(p):
                 yield batch
                 batch, size = [], 0
             batch.append(piece)
-            size += piece["p"].numel()
+            size += p.numel()
     if batch:
         yield batch

@@ -222,7 +222,7 @@ def _by_step(rows: list[tuple[Row, Tensor | float]]) -> dict[float, list[Row]]:
     """
     by_step: defaultdict[float, list[Row]] = defaultdict(list)
     for row, count in rows:
-        t = count.add_(_ONE).item() if isinstance(count, Tensor) else count
+        t = count if type(count) is float else count.add_(_ONE).item()
         by_step[t].append(row)
     return by_step
 
