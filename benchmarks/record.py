@@ -71,7 +71,7 @@ def versions() -> dict[str, str]:
 def machine(device: torch.device) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     return {
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
