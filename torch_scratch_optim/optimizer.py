@@ -125,9 +125,9 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 "Attempting CUDA graph capture of step() for an instance of "
                 f"{type(self).__name__} but param_groups' capturable is False."
             )
-        # All groups are gathered, and whatever is wrong is found, before anything is updated.
-        for group, rows in [(group, self._rows(group)) for group in self.param_groups]:
-            for t, alike in _by_step(rows).items():
+        self._refuse_sparse_gradients()
+        for group in self.param_groups:
+            for t, alike in _by_step(self._rows(group)).items():
                 engine = _engine_for(group, alike)
                 engine(self.rule, alike, _numbers(self.scalars(t, group)))
         return loss
@@ -141,8 +141,6 @@ class ScratchOptimizer(torch.optim.Optimizer):
             g = p.grad
             if g is None:
                 continue
-            if g.is_sparse:
-                raise self._sparse_error()
             row = {"p": p, "g": g}
             count: Tensor | float = 2.0
             if one_of_them is not None:
@@ -158,6 +156,13 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 row = {letter: torch.view_as_real(x.resolve_conj()) for letter, x in row.items()}
             rows.append((row, count))
         return rows
+
+    def _refuse_sparse_gradients(self) -> None:
+        # Before any state is made: a first step that failed must remain a first step.
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.grad.is_sparse:
+                    raise self._sparse_error()
 
     def _sparse_error(self) -> RuntimeError:
         return NotImplementedError(f"{type(self).__name__} does not support sparse gradients yet")
@@ -222,7 +227,7 @@ def _by_step(rows: list[tuple[Row, Tensor | float]]) -> dict[float, list[Row]]:
     """
     by_step: defaultdict[float, list[Row]] = defaultdict(list)
     for row, count in rows:
-        t = count if type(count) is float else count.add_(_ONE).item()
+        t = count.add_(_ONE).item() if isinstance(count, Tensor) else count
         by_step[t].append(row)
     return by_step
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = [
     {"data", "drawn", "nets", "optimizers", "record"},
     {"trainee", "training", "report", "pictures"},
-    {"mnist", "mnist_options"},
+    {"mnist", "mnist_options", "readme"},
 ]
 
 
