@@ -44,7 +44,7 @@ class ScratchAdaGrad(ScratchOptimizer):
         weight_decay: λ ≥ 0, an L2 penalty λ‖θ‖²/2 added to the loss. Default 0.
         initial_accumulator_value: s₀ ≥ 0, one for all groups. Default 0.
         eps: ε ≥ 0, added to the denominator. Default 1e-10.
-        foreach: True moves many tensors per operation, False one; None takes True on a GPU.
+        foreach: False moves one tensor per operation; True and None move many. Same result.
         maximize: ascend instead of descend.
         differentiable: not supported yet.
         fused: not supported yet.

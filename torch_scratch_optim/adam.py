@@ -57,7 +57,7 @@ class ScratchAdam(ScratchOptimizer):
         eps: ε ≥ 0, added to the denominator. Default 1e-8.
         weight_decay: λ ≥ 0, an L2 penalty λ‖θ‖²/2 added to the loss. Default 0.
         amsgrad: divide by the largest v so far instead of the present one.
-        foreach: True moves many tensors per operation, False one; None takes True on a GPU.
+        foreach: False moves one tensor per operation; True and None move many. Same result.
         maximize: ascend instead of descend.
         capturable: not supported yet.
         differentiable: not supported yet.

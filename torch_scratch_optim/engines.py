@@ -31,22 +31,32 @@ GRAIN = 2**15
 def loop(rule: Callable[..., None], rows: list[Row], scalars: dict[str, Any]) -> None:
     """Run the rule on one tensor at a time, big tensors block by block."""
     for row in rows:
-        for block in cut(row):
-            rule(**block, **scalars)
+        if row["p"].numel() <= GRAIN:
+            rule(**row, **scalars)
+        else:
+            for block in cut(row):
+                rule(**block, **scalars)
 
 
 def foreach(rule: Callable[..., None], rows: list[Row], scalars: dict[str, Any]) -> None:
-    """Run the rule on many tensors at a time, gathered by device and dtype."""
-    alike: defaultdict[object, list[Row]] = defaultdict(list)
+    """Run the rule on many tensors at a time, gathered by device and dtype.
+
+    On a CPU only small tensors are gathered, so that a batch stays in the cache of one core.
+    """
+    gathered: defaultdict[object, list[Row]] = defaultdict(list)
     for row in rows:
-        alike[row["p"].device, row["p"].dtype].append(row)
-    for like in alike.values():
-        for batch in _batches(like):
-            if len(batch) == 1:
-                rule(**batch[0], **scalars)
-            else:
-                lists = {letter: TensorList([row[letter] for row in batch]) for letter in batch[0]}
-                rule(**lists, **scalars)
+        p = row["p"]
+        if p.numel() <= GRAIN:
+            gathered[p.device, p.dtype].append(row)
+        elif p.is_cpu:
+            for block in cut(row):
+                rule(**block, **scalars)
+        else:
+            gathered[p.device, p.dtype].extend(cut(row))
+    for alike in gathered.values():
+        for batch in _batches(alike):
+            lists = {letter: TensorList([row[letter] for row in batch]) for letter in batch[0]}
+            rule(**lists, **scalars)
 
 
 def cut(row: Row) -> Iterable[Row]:
@@ -109,16 +119,14 @@ def _whole_grains(size: int) -> list[int]:
 
 
 def _batches(rows: list[Row]) -> Iterator[list[Row]]:
-    """Gather pieces of rows into batches of at most a block each."""
+    """Batches of rows that are alike, up to a grain of elements each, or a block off the CPU."""
+    most = GRAIN if rows[0]["p"].is_cpu else DEVICE_BLOCK
     batch: list[Row] = []
-    size = 0
+    left = most
     for row in rows:
-        for piece in cut(row):
-            p = piece["p"]
-            if batch and size + p.numel() > block_size(p):
-                yield batch
-                batch, size = [], 0
-            batch.append(piece)
-            size += p.numel()
-    if batch:
-        yield batch
+        left -= row["p"].numel()
+        if batch and left < 0:
+            yield batch
+            batch, left = [], most - row["p"].numel()
+        batch.append(row)
+    yield batch

@@ -125,22 +125,27 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 "Attempting CUDA graph capture of step() for an instance of "
                 f"{type(self).__name__} but param_groups' capturable is False."
             )
-        self._refuse_sparse_gradients()
-        for group in self.param_groups:
-            for t, alike in _by_step(self._rows(group)).items():
+        work = [
+            (group, [(p, g) for p in group["params"] if (g := p.grad) is not None])
+            for group in self.param_groups
+        ]
+        # Before any state is made: a first step that fails must remain a first step.
+        if any(g.is_sparse for _, pairs in work for _, g in pairs):
+            raise self._sparse_error()
+        for group, pairs in work:
+            for t, alike in _by_step(self._rows(group, pairs)).items():
                 engine = _engine_for(group, alike)
                 engine(self.rule, alike, _numbers(self.scalars(t, group)))
         return loss
 
-    def _rows(self, group: Group) -> list[tuple[Row, Tensor | float]]:
-        """What the rule needs of each parameter that has a gradient, and its count of steps."""
+    def _rows(
+        self, group: Group, pairs: list[tuple[Tensor, Tensor]]
+    ) -> list[tuple[Row, Tensor | float]]:
+        """What the rule needs of each parameter and gradient, and the count of steps so far."""
         columns = self.columns(group)
         one_of_them = next(iter(columns.values()), None)
-        rows = []
-        for p in group["params"]:
-            g = p.grad
-            if g is None:
-                continue
+        rows: list[tuple[Row, Tensor | float]] = []
+        for p, g in pairs:
             row = {"p": p, "g": g}
             count: Tensor | float = 2.0
             if one_of_them is not None:
@@ -156,13 +161,6 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 row = {letter: torch.view_as_real(x.resolve_conj()) for letter, x in row.items()}
             rows.append((row, count))
         return rows
-
-    def _refuse_sparse_gradients(self) -> None:
-        # Before any state is made: a first step that failed must remain a first step.
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and p.grad.is_sparse:
-                    raise self._sparse_error()
 
     def _sparse_error(self) -> RuntimeError:
         return NotImplementedError(f"{type(self).__name__} does not support sparse gradients yet")
@@ -233,13 +231,10 @@ def _by_step(rows: list[tuple[Row, Tensor | float]]) -> dict[float, list[Row]]:
 
 
 def _engine_for(group: Group, rows: list[Row]) -> Engine:
-    """The engine a group's `foreach` asks for; by default foreach on a GPU, else the loop."""
+    """The engine a group's `foreach` asks for; by default foreach, for ordinary tensors."""
     choice = group.get("foreach")
     if choice is None:
-        choice = all(
-            row["p"].device.type in ("cuda", "xpu") and type(row["p"]) in (Tensor, Parameter)
-            for row in rows
-        )
+        choice = all(type(row["p"]) in (Tensor, Parameter) for row in rows)
     return engines.foreach if choice else engines.loop
 
 

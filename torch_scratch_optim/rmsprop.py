@@ -62,7 +62,7 @@ class ScratchRMSProp(ScratchOptimizer):
         momentum: μ ≥ 0. Default 0, which keeps no buffer.
         centered: divide by the standard deviation of the gradient, not by its root mean square.
         capturable: not supported yet.
-        foreach: True moves many tensors per operation, False one; None takes True on a GPU.
+        foreach: False moves one tensor per operation; True and None move many. Same result.
         maximize: ascend instead of descend.
         differentiable: not supported yet.
         fused: not supported yet; torch.optim.RMSprop has no such argument.

@@ -53,7 +53,7 @@ class ScratchSGD(ScratchOptimizer):
         weight_decay: λ ≥ 0, an L2 penalty λ‖θ‖²/2 added to the loss. Default 0.
         nesterov: look ahead along the momentum; needs ``momentum > 0`` and ``dampening = 0``.
         maximize: ascend instead of descend.
-        foreach: True moves many tensors per operation, False one; None takes True on a GPU.
+        foreach: False moves one tensor per operation; True and None move many. Same result.
         differentiable: not supported yet.
         fused: not supported yet.
 

@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = [
-    {"data", "drawn", "nets", "optimizers", "record"},
-    {"trainee", "training", "report", "pictures"},
-    {"mnist", "mnist_options", "readme"},
+    {"command", "data", "drawn", "memory", "nets", "optimizers", "record", "shapes"},
+    {"trainee", "training", "report", "pictures", "entrants", "stopwatch", "step_report"},
+    {"mnist", "mnist_options", "step_time", "readme"},
 ]
 
 
@@ -39,7 +39,7 @@ def test_nothing_is_imported_from_a_floor_above(floor: int) -> None:
 
 
 def test_who_trains_does_not_plot_and_who_plots_does_not_train() -> None:
-    for name in ("trainee", "training"):
+    for name in ("trainee", "training", "entrants", "stopwatch"):
         names = imported(ROOT / "benchmarks" / f"{name}.py")
         assert not any(found.startswith(("matplotlib", "benchmarks.pictures")) for found in names)
     for name in ("report", "pictures"):
