@@ -5,20 +5,25 @@ python -m benchmarks.mnist --help
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from benchmarks.command import (
+    RUNS,
+    CannotRun,
+    bars,
+    check_writable,
+    exit_status,
+    pick_device,
+    say,
+    termination_raises,
+)
 from benchmarks.data import DRAWN_NAME, DataError, Digits, default_data_dir, load_digits
 from benchmarks.mnist_options import DEFAULTS, PROGRAM, build_parser
 from benchmarks.optimizers import CONTENDERS
@@ -35,16 +40,7 @@ from benchmarks.report import (
 from benchmarks.trainee import Plan
 from benchmarks.training import train_pair
 
-RUNS = Path("runs")
 SHOWN_EVERY = 20  # steps between two updates of the progress bars
-
-
-class CannotRun(Exception):
-    """What was asked for is impossible; the text says why in one line."""
-
-
-class Terminated(KeyboardInterrupt):
-    """The program was asked to end by a signal; it leaves in the same way as with Ctrl-C."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,28 +49,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         out, job = _resumed_job(given) if given.pop("resume") else _new_job(given)
-        _check_writable(out)
-        device = _device(job["settings"]["device"])
+        check_writable(out)
+        device = pick_device(job["settings"]["device"])
         job["settings"]["device"] = device.type
-        with _termination_raises():
+        with termination_raises():
             digits = _load(job, device, console)
             _begin(out, job, digits, device, console)
     except (CannotRun, DataError) as problem:
         parser.error(str(problem))
     except KeyboardInterrupt as interruption:
-        _say(console, "Interrupted before anything was trained.")
-        return _exit_status(interruption)
+        say(console, "Interrupted before anything was trained.")
+        return exit_status(interruption)
     try:
-        with _termination_raises():
+        with termination_raises():
             pairs = _train_all(out, job, digits, console)
     except KeyboardInterrupt as interruption:
-        _say(console, f"Interrupted; {_how_to_resume(out)}")
-        return _exit_status(interruption)
+        say(console, f"Interrupted; {_how_to_resume(out)}")
+        return exit_status(interruption)
     except OSError as problem:
-        _say(console, f"Cannot go on: {problem}; {_how_to_resume(out)}")
+        say(console, f"Cannot go on: {problem}; {_how_to_resume(out)}")
         return 1
     except BaseException:
-        _say(console, f"Stopped by an error; {_how_to_resume(out)}")
+        say(console, f"Stopped by an error; {_how_to_resume(out)}")
         raise
     _conclude(out, job, pairs, console)
     return 0
@@ -122,35 +118,18 @@ def _resumed_job(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     return out, job
 
 
-def _check_writable(out: Path) -> None:
-    """Look before anything costs time; nothing is created yet."""
-    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise CannotRun(f"--out {out} cannot be written: {existing} is not a directory")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise CannotRun(f"--out {out} cannot be written: no permission to write in {existing}")
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise CannotRun("--device cuda: torch finds no CUDA device here; choose cpu or auto")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
 def _load(job: dict[str, Any], device: torch.device, console: Console) -> Digits:
     settings = job["settings"]
-    with _bars(console) as bars:
-        drawing = bars.add_task("drawing digits", visible=False)
+    with bars(console) as shown:
+        drawing = shown.add_task("drawing digits", visible=False)
         return load_digits(
             settings["dataset"],
             Path(job["data_dir"]),
             device,
             settings["train_size"],
             settings["test_size"],
-            announce=lambda text: _say(bars.console, text),
-            on_drawn=lambda done, total: bars.update(
+            announce=lambda text: say(shown.console, text),
+            on_drawn=lambda done, total: shown.update(
                 drawing, completed=done, total=total, visible=True
             ),
         )
@@ -169,44 +148,44 @@ def _begin(
         except OSError as problem:
             raise CannotRun(f"--out {out} cannot be written: {problem.strerror}") from problem
     elif any(job[key] != value for key, value in now.items()):
-        _say(console, "Note: this job began with other versions or on another machine.")
+        say(console, "Note: this job began with other versions or on another machine.")
     train, test = len(digits.train_labels), len(digits.test_labels)
-    _say(console, f"Data: {digits.name}, {train:,} training and {test:,} test images on {device}")
-    _say(console, f"Results go to {out}")
+    say(console, f"Data: {digits.name}, {train:,} training and {test:,} test images on {device}")
+    say(console, f"Results go to {out}")
 
 
 def _train_all(out: Path, job: dict[str, Any], digits: Digits, console: Console) -> list[Pair]:
     plans = list(_plans(job["settings"]))
     missing = [plan for plan in plans if not _is_done(out, plan)]
     if len(missing) < len(plans):
-        _say(console, f"{len(plans) - len(missing)} of {len(plans)} pairs were finished before")
+        say(console, f"{len(plans) - len(missing)} of {len(plans)} pairs were finished before")
     pairs = write_report(out)
     images = len(digits.train_labels)
-    with _bars(console) as bars:
-        everything = bars.add_task(
+    with bars(console) as shown:
+        everything = shown.add_task(
             "all", total=sum(plan.epochs * plan.steps_per_epoch(images) for plan in missing)
         )
         for plan in missing:
             total, done = plan.epochs * plan.steps_per_epoch(images), 0
             title = f"{plan.net} {CONTENDERS[plan.optimizer].title}"
-            one = bars.add_task(title, total=total)
+            one = shown.add_task(title, total=total)
 
             def on_steps(steps: int, one: Any = one) -> None:
                 nonlocal done
                 done += steps
                 if done % SHOWN_EVERY == 0:
-                    bars.advance(one, SHOWN_EVERY)
-                    bars.advance(everything, SHOWN_EVERY)
+                    shown.advance(one, SHOWN_EVERY)
+                    shown.advance(everything, SHOWN_EVERY)
 
             train_pair(plan, digits, out, on_steps)
-            bars.remove_task(one)
-            bars.advance(everything, total - done // SHOWN_EVERY * SHOWN_EVERY)
+            shown.remove_task(one)
+            shown.advance(everything, total - done // SHOWN_EVERY * SHOWN_EVERY)
             pairs = write_report(out)
             finished = next(
                 pair for pair in pairs if (pair.net, pair.optimizer) == (plan.net, plan.optimizer)
             )
             place = f"[{plans.index(plan) + 1}/{len(plans)}]"
-            _say(bars.console, f"{place} {title}: {_in_a_line(finished)}")
+            say(shown.console, f"{place} {title}: {_in_a_line(finished)}")
     return pairs
 
 
@@ -248,54 +227,14 @@ def _conclude(out: Path, job: dict[str, Any], pairs: list[Pair], console: Consol
     twins = [pair.ours["twin"] for pair in pairs if pair.ours["twin"] is not None]
     same = [t for t in twins if t["parameters_equal"] and t["max_abs_loss_difference"] == 0]
     if twins:
-        _say(console, f"\n{len(same)} of {len(twins)} pairs of twins are equal, bit for bit.")
-    _say(console, f"Tables and pictures: summary.md, curves.png, gradient_flow.png in {out}")
+        say(console, f"\n{len(same)} of {len(twins)} pairs of twins are equal, bit for bit.")
+    say(console, f"Tables and pictures: summary.md, curves.png, gradient_flow.png in {out}")
     logs = RUNS if out.parent == RUNS else out
-    _say(console, f"Next, look at the runs:\n\n    tensorboard --logdir {logs}\n")
+    say(console, f"Next, look at the runs:\n\n    tensorboard --logdir {logs}\n")
 
 
 def _how_to_resume(out: Path) -> str:
     return f"finished runs are kept. Go on with:\n\n    {PROGRAM} --resume --out {out}\n"
-
-
-def _exit_status(interruption: KeyboardInterrupt) -> int:
-    number = signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT
-    return 128 + number
-
-
-def _say(console: Console, text: str) -> None:
-    # Without wrapping, so that commands and paths can be copied.
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _bars(console: Console) -> Progress:
-    """Bars on a terminal; elsewhere nothing, for there the lines that are printed suffice."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-        refresh_per_second=4,
-    )
-
-
-@contextmanager
-def _termination_raises() -> Iterator[None]:
-    """Let SIGTERM take the same way out as Ctrl-C."""
-
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from benchmarks.command import Names, Parser, name_among, whole_number
 from benchmarks.data import DATA_DIR_VARIABLE, KINDS, TEST_SIZE, TRAIN_SIZE
 from benchmarks.nets import ACTIVATIONS, DEPTH, WIDTH
 from benchmarks.optimizers import CONTENDERS, DEFAULT_NAMES
@@ -39,12 +40,6 @@ otherwise torch's threads lose much time there, waiting for one another.
 """
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage before it."""
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
-
-
 def build_parser() -> Parser:
     """Only what was given appears in the result, apart from `resume`.
 
@@ -60,22 +55,22 @@ def build_parser() -> Parser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    whole = _whole_number(1)
+    whole = whole_number(1)
 
     what = parser.add_argument_group("what is trained")
     what.add_argument(
         "--optimizers",
         nargs="+",
-        action=_Names,
-        type=_name(CONTENDERS),
+        action=Names,
+        type=name_among(CONTENDERS),
         metavar="NAME",
         help=f"any of: {', '.join(CONTENDERS)} (default: {' '.join(DEFAULT_NAMES)})",
     )
     what.add_argument(
         "--nets",
         nargs="+",
-        action=_Names,
-        type=_name(ACTIVATIONS),
+        action=Names,
+        type=name_among(ACTIVATIONS),
         metavar="NAME",
         help=f"any of: {', '.join(ACTIVATIONS)} (default: both)",
     )
@@ -114,7 +109,7 @@ def build_parser() -> Parser:
     )
     how.add_argument(
         "--seed",
-        type=_whole_number(0),
+        type=whole_number(0),
         metavar="N",
         help=_hint("of the initial weights and the order of the images", "seed"),
     )
@@ -164,21 +159,6 @@ def _hint(text: str, name: str) -> str:
     return f"{text} (default: {DEFAULTS[name]})"
 
 
-class _Names(argparse.Action):
-    """Collect names over repeated options, each once."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        assert isinstance(values, list), "argparse collects what nargs='+' allows in a list"
-        already = getattr(namespace, self.dest, [])
-        setattr(namespace, self.dest, list(dict.fromkeys([*already, *values])))
-
-
 class _Rates(argparse.Action):
     """Collect learning rates over repeated options."""
 
@@ -198,15 +178,6 @@ class _Rates(argparse.Action):
         setattr(namespace, self.dest, rates)
 
 
-def _name(valid: Iterable[str]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text.lower() not in valid:
-            raise argparse.ArgumentTypeError(f"no {text!r} here; valid are {', '.join(valid)}")
-        return text.lower()
-
-    return parse
-
-
 def _rate(text: str) -> tuple[str, float]:
     name, equals, value = text.partition("=")
     if not equals:
@@ -217,17 +188,4 @@ def _rate(text: str) -> tuple[str, float]:
         rate = math.nan
     if not (math.isfinite(rate) and rate > 0):
         raise argparse.ArgumentTypeError(f"{text!r}: the learning rate must be a positive number")
-    return _name(CONTENDERS)(name), rate
-
-
-def _whole_number(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if not least <= number < 2**63:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
-        return number
-
-    return parse
+    return name_among(CONTENDERS)(name), rate

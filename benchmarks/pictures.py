@@ -52,7 +52,7 @@ def draw_curves(dataset: str, ours: list[Run], theirs: list[Run]) -> bytes:
     panels[1][0].set_ylabel("test accuracy, %", fontsize=LABEL)
     black = "torch's twin, on top" if theirs else None
     _finish(figure, f"data: {dataset}", _legend(ours, black))
-    return _png(figure)
+    return png(figure)
 
 
 def draw_gradient_flow(dataset: str, ours: list[Run]) -> bytes:
@@ -80,7 +80,7 @@ def draw_gradient_flow(dataset: str, ours: list[Run]) -> bytes:
     panels[0].set_ylabel("norm of the gradient", fontsize=LABEL)
     caption = f"data: {dataset}; black: first step, coloured: end of the training"
     _finish(figure, caption, _legend(ours, "first step, all alike", with_markers=True))
-    return _png(figure)
+    return png(figure)
 
 
 def _nets(runs: list[Run]) -> list[str]:
@@ -173,7 +173,7 @@ def _finish(figure: Figure, caption: str, legend: list[Line2D]) -> None:
     figure.suptitle(caption, fontsize=CAPTION, color="0.35")
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

@@ -15,6 +15,8 @@ from typing import Any
 
 from benchmarks.record import read_json
 from benchmarks.report import EXPLANATION, Pair, markdown_table
+from benchmarks.step_report import EXPLANATION as STEP_TIMES
+from benchmarks.step_report import ratio_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -29,6 +31,17 @@ def mnist_table() -> str:
             markdown_table(recorded_pairs(summary)),
             "",
             EXPLANATION,
+        ]
+    )
+
+
+def step_time_table() -> str:
+    recorded = read_json(RESULTS / "step_time" / "step_time.json")
+    return "\n\n".join(
+        [
+            provenance(recorded, "python -m benchmarks.step_time"),
+            ratio_table(recorded),
+            STEP_TIMES,
         ]
     )
 
@@ -54,7 +67,7 @@ def provenance(recorded: dict[str, Any], command: str) -> str:
     )
 
 
-TABLES: dict[str, Callable[[], str]] = {"mnist": mnist_table}
+TABLES: dict[str, Callable[[], str]] = {"mnist": mnist_table, "step_time": step_time_table}
 
 
 def filled(text: str) -> str:

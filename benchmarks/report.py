@@ -161,9 +161,13 @@ def terminal_tables(job: dict[str, Any], pairs: list[Pair]) -> list[Table]:
 
 def markdown_table(pairs: list[Pair]) -> str:
     headings = ["net", *(" ".join(filter(None, heading)) for heading in HEADINGS)]
-    rows = [headings, *([pair.net, *_cells(pair)] for pair in pairs)]
+    return markdown([headings, *([pair.net, *_cells(pair)] for pair in pairs)])
+
+
+def markdown(rows: list[list[str]], texts: int = 2) -> str:
+    """A table whose first row is its head; the first columns hold texts, the others numbers."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|---|---|" + "---:|" * (len(headings) - 2))
+    lines.insert(1, "|" + "---|" * texts + "---:|" * (len(rows[0]) - texts))
     return "\n".join(lines)
 
 

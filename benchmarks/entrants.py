@@ -1,0 +1,110 @@
+"""Implementations of an algorithm on equal parameters: what the stopwatch lets step.
+
+Values are chosen so that no number is denormal, then or later: a CPU takes several times as long
+for those, and a table of times would show who met them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.optimizers import Contender
+from benchmarks.shapes import Shape
+
+ENGINES: dict[str, dict[str, bool]] = {
+    "default": {},
+    "loop": {"foreach": False, "fused": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+SIDES = ("ours", "torch")
+IMPLEMENTATIONS = tuple(f"{side}-{engine}" for side in SIDES for engine in ENGINES)
+
+LR = 1e-6  # so small that no value nears zero, however many steps are taken
+PIECE = 2**24  # elements that are looked at together
+
+
+def make_parameters(shapes: Sequence[Shape], seed: int, device: torch.device) -> list[nn.Parameter]:
+    """Parameters and gradients whose values lie between 0.5 and 1.5, of either sign."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def values(shape: Shape) -> Tensor:
+        tensor = torch.empty(shape, device=device).uniform_(-1, 1, generator=generator)
+        return tensor.add_(tensor.sign().mul_(0.5))
+
+    parameters = [nn.Parameter(values(shape)) for shape in shapes]
+    for parameter in parameters:
+        parameter.grad = values(tuple(parameter.shape))
+    return parameters
+
+
+def cloned(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    clones = [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
+    for clone, parameter in zip(clones, parameters, strict=True):
+        assert parameter.grad is not None
+        clone.grad = parameter.grad.clone()
+    return clones
+
+
+def make_optimizer(
+    name: str, contender: Contender, parameters: list[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """For instance `ours-fused` or `torch-default`.
+
+    Raises:
+        NotImplementedError: there is no such implementation.
+    """
+    side, _, engine = name.partition("-")
+    make = contender.scratch if side == "ours" else contender.reference
+    known = inspect.signature(make).parameters
+    wanted = ENGINES[engine]
+    if missing := [option for option, on in wanted.items() if on and option not in known]:
+        raise NotImplementedError(f"{getattr(make, '__name__', make)} has no {missing[0]}=True")
+    options = {option: on for option, on in wanted.items() if option in known}
+    return make(parameters, lr=LR, **contender.options, **options)
+
+
+def share_state(optimizer: torch.optim.Optimizer, shared: dict[tuple[int, str], Tensor]) -> None:
+    """Let an optimizer work on the state of those before it; its own, but for the step, is freed.
+
+    Loading a checkpoint does not copy tensors that already have the right dtype and device.
+    """
+    checkpoint = optimizer.state_dict()
+    for index, own in checkpoint["state"].items():
+        checkpoint["state"][index] = {
+            name: shared.setdefault((index, name), value)
+            if isinstance(value, Tensor) and name != "step"
+            else value
+            for name, value in own.items()
+        }
+    optimizer.load_state_dict(checkpoint)
+
+
+def state_columns(contender: Contender) -> int:
+    """How many numbers of state torch's optimizer keeps for each parameter."""
+    (p,) = make_parameters([(3,)], 0, torch.device("cpu"))
+    optimizer = contender.reference([p], lr=LR, **contender.options)
+    optimizer.step()
+    return len(state_of(optimizer))
+
+
+def state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [
+        value
+        for own in optimizer.state.values()
+        for name, value in own.items()
+        if isinstance(value, Tensor) and name != "step"
+    ]
+
+
+def count_denormals(tensors: Sequence[Tensor]) -> int:
+    """Numbers so small that a CPU takes a slow path for them."""
+    return sum(
+        int(((piece != 0) & (piece.abs() < torch.finfo(piece.dtype).tiny)).sum())
+        for tensor in tensors
+        for piece in tensor.detach().reshape(-1).split(PIECE)
+    )

@@ -1,0 +1,226 @@
+"""Time `optimizer.step()` alone: ours and torch's, all implementations, on models of many kinds.
+
+python -m benchmarks.step_time --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.command import (
+    RUNS,
+    CannotRun,
+    Names,
+    Parser,
+    bars,
+    check_writable,
+    exit_status,
+    name_among,
+    pick_device,
+    say,
+    termination_raises,
+    whole_number,
+)
+from benchmarks.entrants import IMPLEMENTATIONS, LR
+from benchmarks.optimizers import CONTENDERS
+from benchmarks.record import machine, versions, write_atomically, write_json
+from benchmarks.shapes import MODELS
+from benchmarks.step_report import (
+    EXPLANATION,
+    Row,
+    doubts,
+    draw_ratios,
+    report,
+    rows_of,
+    terminal_table,
+)
+from benchmarks.stopwatch import APART, FAILED, QUICK, SHARED, Cell, Effort, Stopwatch
+
+PROGRAM = "python -m benchmarks.step_time"
+RESULT = "step_time.json"
+QUICK_MODELS = ("mnist", "tiny")
+EXAMPLES = f"""examples:
+  {PROGRAM}
+  {PROGRAM} --quick
+  {PROGRAM} --models big gpt2 --optimizers adam --implementations ours-fused torch-fused
+
+Let nothing else run meanwhile: a step waits for its slowest thread, so that a single busy
+program makes short steps a hundred times as long. Where that cannot be helped, set
+OMP_NUM_THREADS=1 in the environment.
+"""
+FACTS = {
+    "denormals": "none by construction: parameters and gradients lie between 0.5 and 1.5 in "
+    f"magnitude, the learning rate is {LR:g}; counted after the run (denormals_in_group). "
+    "Flushing of denormals is left as torch has it: off",
+    "memory": f"{APART}: every implementation has its own parameters, gradients and state; "
+    f"{SHARED}: too big for that, so all of a group work on one set of parameters, gradients and "
+    "state, many times as large as the caches",
+    "first_step_ms": "timed apart, with the making of the state; includes compilation where "
+    "first_in_process is true, from torch's compile cache on disk if it is there",
+    "peak_extra_bytes": "of a step, CPU: rise of peak resident memory; CUDA: of allocated memory",
+    "bandwidth_share": "the algorithm's least traffic / time / bandwidth of copying a big tensor "
+    "(read and written), copied once in each round",
+}
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog=PROGRAM,
+        description="Time the steps of optimizers alone, ours and torch's in turn, in one process.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    choices = {
+        "optimizers": list(CONTENDERS),
+        "models": list(MODELS),
+        "implementations": list(IMPLEMENTATIONS),
+    }
+    for option, valid in choices.items():
+        parser.add_argument(
+            f"--{option}",
+            nargs="+",
+            action=Names,
+            type=name_among(valid),
+            metavar="NAME",
+            help=f"any of: {', '.join(valid)} (default: all)",
+        )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"few rounds, and {' and '.join(QUICK_MODELS)} alone unless --models says otherwise: "
+        "shows that everything works, not who is faster",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="of the values and the order of the implementations (default: 0)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the results go (default: a new directory in runs, named by the time)",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, effort: Effort | None = None) -> int:
+    parser = build_parser()
+    given = parser.parse_args(arguments)
+    console = Console()
+    out = given.out or RUNS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    try:
+        check_writable(out)
+        if out.is_dir() and any(out.iterdir()):
+            raise CannotRun(f"--out {out} is not empty; choose another directory")
+        device = pick_device(given.device)
+        recorded = _begin(given, device, effort or (QUICK if given.quick else Effort()))
+        try:
+            write_json(out / RESULT, recorded)
+        except OSError as problem:
+            raise CannotRun(f"--out {out} cannot be written: {problem.strerror}") from problem
+    except CannotRun as problem:
+        parser.error(str(problem))
+    say(console, f"Results go to {out}")
+    try:
+        with termination_raises():
+            _measure_all(recorded, out, device, console)
+    except KeyboardInterrupt as interruption:
+        _write(recorded, out)
+        say(console, f"Interrupted; what was measured is in {out}")
+        return exit_status(interruption)
+    _write(recorded, out)
+    console.print(terminal_table(recorded))
+    console.print(EXPLANATION, style="dim", markup=False, highlight=False)
+    if warning := doubts(recorded):
+        say(console, warning)
+    say(console, f"Table and chart: step_time.md, step_time.png in {out}")
+    return int(any(cell["status"] == FAILED for cell in recorded["cells"]))
+
+
+def _begin(given: argparse.Namespace, device: torch.device, effort: Effort) -> dict[str, Any]:
+    models = given.models or list(QUICK_MODELS if given.quick else MODELS)
+    return {
+        "settings": {
+            "optimizers": given.optimizers or list(CONTENDERS),
+            "models": models,
+            "implementations": given.implementations or list(IMPLEMENTATIONS),
+            "device": device.type,
+            "quick": given.quick,
+            "seed": given.seed,
+            "lr": LR,
+            "dtype": "float32",
+            "effort": asdict(effort),
+        },
+        "facts": FACTS,
+        "models": {name: MODELS[name].describe() for name in models},
+        "machine": machine(device),
+        "versions": versions(),
+        "cells": [],
+    }
+
+
+def _measure_all(
+    recorded: dict[str, Any], out: Path, device: torch.device, console: Console
+) -> None:
+    """Group by group, written after each: an interrupted job keeps what it has."""
+    settings = recorded["settings"]
+    stopwatch = Stopwatch(device, Effort(**settings["effort"]), settings["seed"])
+    groups = [(model, name) for model in settings["models"] for name in settings["optimizers"]]
+    with bars(console) as shown:
+        everything = shown.add_task("all", total=len(groups))
+        for place, (model, optimizer) in enumerate(groups, start=1):
+            title = f"{MODELS[model].title}, {CONTENDERS[optimizer].title}"
+            one = shown.add_task(title, total=1.0)
+
+            def on_progress(stage: str, share: float, one: Any = one, title: str = title) -> None:
+                shown.update(one, description=f"{title}: {stage}", completed=min(share, 1.0))
+
+            cells = stopwatch.measure(
+                model,
+                MODELS[model].shapes(),
+                optimizer,
+                settings["implementations"],
+                on_progress,
+            )
+            shown.remove_task(one)
+            shown.advance(everything)
+            recorded["cells"] += cells
+            write_json(out / RESULT, recorded)
+            write_atomically(out / "step_time.md", report(recorded))
+            row = rows_of(recorded)[-1]
+            say(shown.console, f"[{place}/{len(groups)}] {title}: {_in_a_line(row, cells)}")
+
+
+def _in_a_line(row: Row, cells: list[Cell]) -> str:
+    times = [f"{name} {ms:.3g}" for name in row.cells if (ms := row.median(name)) is not None]
+    parts = [f"{', '.join(times) or 'nothing'} ms"]
+    parts += [f"{cell['implementation']} {cell['status']}" for cell in cells if "reason" in cell]
+    if any(cell.get("denormals_in_group") for cell in cells):
+        parts.append("with denormal values: do not trust these times")
+    return "; ".join(parts)
+
+
+def _write(recorded: dict[str, Any], out: Path) -> None:
+    if recorded["cells"]:
+        write_atomically(out / "step_time.md", report(recorded))
+        write_atomically(out / "step_time.png", draw_ratios(recorded))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
