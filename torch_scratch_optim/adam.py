@@ -100,18 +100,20 @@ class ScratchAdam(ScratchOptimizer):
         decoupled_weight_decay: bool = False,
     ) -> None:
         one_by_one = capturable or not foreach
+        beta1, beta2 = betas[0], betas[1]
         _check_tensor("lr", lr, one_by_one)
-        check_options(lr=lr, eps=eps, weight_decay=weight_decay)
-        for i, beta in enumerate(betas):
+        check_options(lr=lr, eps=eps)
+        for i, beta in enumerate((beta1, beta2)):
             if not 0.0 <= beta < 1.0:
                 raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
-        if len({isinstance(beta, Tensor) for beta in betas}) > 1:
+        check_options(weight_decay=weight_decay)
+        if not any(isinstance(beta1, kind) and isinstance(beta2, kind) for kind in (float, Tensor)):
             raise ValueError("betas must be either both floats or both Tensors")
-        for i, beta in enumerate(betas):
+        for i, beta in enumerate((beta1, beta2)):
             _check_tensor(f"betas[{i}]", beta, one_by_one)
         defaults = {
             "lr": lr,
-            "betas": tuple(b.squeeze() if isinstance(b, Tensor) else b for b in betas),
+            "betas": tuple(b.squeeze() if isinstance(b, Tensor) else b for b in (beta1, beta2)),
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
@@ -160,8 +162,7 @@ class ScratchAdamW(ScratchAdam):
     with the moments of :class:`ScratchAdam`, into which the decay does not enter.
 
     Args:
-        weight_decay: λ ≥ 0, the share of θ/γ by which the parameters shrink at each step.
-            Default 1e-2.
+        weight_decay: λ ≥ 0; each step first takes γλθ off θ. Default 1e-2.
 
     All other arguments, the errors and the papers are those of :class:`ScratchAdam`.
     """

@@ -1,9 +1,9 @@
 """Engines: how a rule is run over many parameters.
 
-The rule says what, the engine says how. A *row* is all that belongs to one parameter, by the
-letters of the rule: ``{"p": parameter, "g": gradient, "m": first moment, ...}``. Rules are
-elementwise, so an engine may cut rows into pieces and gather pieces into batches without changing
-one bit of the result.
+The rule says what, the engine says how. A *table* holds what the rule works on, a column for each
+of its letters: ``{"p": parameters, "g": gradients, "m": first moments, ...}``. A *row* is all that
+belongs to one parameter. Rules are elementwise, so an engine may cut rows into pieces and gather
+pieces into batches without changing one bit of the result.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from .carriers import TensorList, is_half_on_cpu
 
+Table = dict[str, list[Tensor]]
 Row = dict[str, Tensor]
-Engine = Callable[[Callable[..., None], list[Row], dict[str, Any]], None]
+Engine = Callable[[Callable[..., None], Table, dict[str, Any]], None]
 
 # The most elements that move at once. Temporaries (√v, g + λθ) are as large as what moves: on a CPU
 # they should stay in its caches, other devices want enough work in each launch.
@@ -28,9 +29,9 @@ DEVICE_BLOCK = 2**24
 GRAIN = 2**15
 
 
-def loop(rule: Callable[..., None], rows: list[Row], scalars: dict[str, Any]) -> None:
+def loop(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
     """Run the rule on one tensor at a time, big tensors block by block."""
-    for row in rows:
+    for row in rows_of(table):
         if row["p"].numel() <= GRAIN:
             rule(**row, **scalars)
         else:
@@ -38,13 +39,13 @@ def loop(rule: Callable[..., None], rows: list[Row], scalars: dict[str, Any]) ->
                 rule(**block, **scalars)
 
 
-def foreach(rule: Callable[..., None], rows: list[Row], scalars: dict[str, Any]) -> None:
+def foreach(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
     """Run the rule on many tensors at a time, gathered by device and dtype.
 
     On a CPU only small tensors are gathered, so that a batch stays in the cache of one core.
     """
     gathered: defaultdict[object, list[Row]] = defaultdict(list)
-    for row in rows:
+    for row in rows_of(table):
         p = row["p"]
         if p.numel() <= GRAIN:
             gathered[p.device, p.dtype].append(row)
@@ -57,6 +58,10 @@ def foreach(rule: Callable[..., None], rows: list[Row], scalars: dict[str, Any])
         for batch in _batches(alike):
             lists = {letter: TensorList([row[letter] for row in batch]) for letter in batch[0]}
             rule(**lists, **scalars)
+
+
+def rows_of(table: Table) -> Iterator[Row]:
+    return (dict(zip(table, row, strict=False)) for row in zip(*table.values(), strict=False))
 
 
 def cut(row: Row) -> Iterable[Row]:

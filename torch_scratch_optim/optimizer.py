@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import compress
 from typing import Any, ClassVar, overload
 
 import torch
@@ -13,11 +13,11 @@ from torch.optim.optimizer import ParamsT
 
 from . import engines
 from .carriers import Carrier
-from .engines import Engine, Row
+from .engines import Engine, Table
 
 Group = dict[str, Any]
 
-_ONE = torch.tensor(1.0, device="cpu")  # adding the number 1 would make such a tensor at each call
+_ONE = torch.tensor(1.0, device="cpu")  # to add the number 1 would make such a tensor each time
 
 # What torch assumes for an option that an old checkpoint does not know.
 _BEFORE_IT_WAS_AN_OPTION: Group = {
@@ -125,42 +125,44 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 "Attempting CUDA graph capture of step() for an instance of "
                 f"{type(self).__name__} but param_groups' capturable is False."
             )
-        work = [
-            (group, [(p, g) for p in group["params"] if (g := p.grad) is not None])
-            for group in self.param_groups
-        ]
-        # Before any state is made: a first step that fails must remain a first step.
-        if any(g.is_sparse for _, pairs in work for _, g in pairs):
-            raise self._sparse_error()
-        for group, pairs in work:
-            for t, alike in _by_step(self._rows(group, pairs)).items():
+        work = []
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            grads = [p.grad for p in params]
+            # Before any state is made: a first step that fails must remain a first step.
+            if any(g.is_sparse for g in grads):
+                raise self._sparse_error()
+            work.append((group, params, grads))
+        for group, params, grads in work:
+            table, counts = self._table(group, params, grads)
+            for t, alike in _by_step(table, counts):
                 engine = _engine_for(group, alike)
                 engine(self.rule, alike, _numbers(self.scalars(t, group)))
         return loss
 
-    def _rows(
-        self, group: Group, pairs: list[tuple[Tensor, Tensor]]
-    ) -> list[tuple[Row, Tensor | float]]:
-        """What the rule needs of each parameter and gradient, and the count of steps so far."""
-        columns = self.columns(group)
-        one_of_them = next(iter(columns.values()), None)
-        rows: list[tuple[Row, Tensor | float]] = []
-        for p, g in pairs:
-            row = {"p": p, "g": g}
-            count: Tensor | float = 2.0
-            if one_of_them is not None:
-                state = self.state[p]
-                if state.get(one_of_them) is None:
+    def _table(
+        self, group: Group, params: list[Tensor], grads: list[Tensor]
+    ) -> tuple[Table, list[float]]:
+        """What the rule needs of each parameter, and which step each now takes."""
+        table = {"p": params, "g": grads}
+        counts = [2.0] * len(params)
+        if columns := self.columns(group):
+            states = [self.state[p] for p in params]
+            one_of_them = next(iter(columns.values()))
+            young = [state.get(one_of_them) is None for state in states]
+            for p, state, is_young in zip(params, states, young, strict=True):
+                # A parameter may be listed twice.
+                if is_young and state.get(one_of_them) is None:
                     state.update(self.new_state(p, group))
-                    count = 1.0
-                for letter, name in columns.items():
-                    row[letter] = state[name]
-                if self.counts_steps:
-                    count = state["step"]
-            if self.splits_complex and p.is_complex():
-                row = {letter: torch.view_as_real(x.resolve_conj()) for letter, x in row.items()}
-            rows.append((row, count))
-        return rows
+            table |= {letter: [s[name] for s in states] for letter, name in columns.items()}
+            if self.counts_steps:
+                counts = _count([state["step"] for state in states])
+            elif any(young):
+                counts = [1.0 if is_young else 2.0 for is_young in young]
+        if self.splits_complex and any(map(torch.is_complex, params)):
+            table["g"] = [g.resolve_conj() for g in grads]
+            table = {letter: list(map(_as_real, column)) for letter, column in table.items()}
+        return table, counts
 
     def _sparse_error(self) -> RuntimeError:
         return NotImplementedError(f"{type(self).__name__} does not support sparse gradients yet")
@@ -188,16 +190,16 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 p_state["step"] = _step_count(float(p_state["step"]))
 
 
-def check_options(*, lr: float | Tensor, **others: float | Tensor) -> None:
+def check_options(**options: float | Tensor) -> None:
     """Refuse, in torch's words, hyper-parameters that may not be negative and are.
 
     Raises:
         ValueError: a negative or NaN value, or a tensor `lr` of more than one element.
     """
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError("Tensor lr must be 1-element")
     in_words = {"lr": "learning rate", "eps": "epsilon value"}
-    for name, value in {"lr": lr, **others}.items():
+    for name, value in options.items():
+        if name == "lr" and isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
         if not value >= 0.0:
             raise ValueError(f"Invalid {in_words.get(name, f'{name} value')}: {value}")
 
@@ -218,23 +220,38 @@ def _is_capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def _by_step(rows: list[tuple[Row, Tensor | float]]) -> dict[float, list[Row]]:
-    """Count the step, and put together the rows that have taken equally many.
+def _count(steps: list[Tensor]) -> list[float]:
+    """Count one more step, and say how many that makes."""
+    kinds = set(map(type, steps))
+    if not all(issubclass(kind, Tensor) for kind in kinds):
+        raise RuntimeError(
+            "API has changed, `state_steps` argument must contain a list of singleton tensors"
+        )
+    ordinary = kinds == {Tensor} and all(step.is_floating_point() for step in steps)
+    one = _ONE if ordinary else 1
+    return [step.add_(one).item() for step in steps]
 
-    Then every scalar of the rule is one number for all of them.
-    """
-    by_step: defaultdict[float, list[Row]] = defaultdict(list)
-    for row, count in rows:
-        t = count.add_(_ONE).item() if isinstance(count, Tensor) else count
-        by_step[t].append(row)
-    return by_step
+
+def _by_step(table: Table, counts: list[float]) -> Iterable[tuple[float, Table]]:
+    """Put together what has taken equally many steps: then each scalar is one number for all."""
+    different = dict.fromkeys(counts)
+    if len(different) < 2:
+        return ((t, table) for t in different)
+    return (
+        (t, {letter: list(compress(c, (n == t for n in counts))) for letter, c in table.items()})
+        for t in different
+    )
 
 
-def _engine_for(group: Group, rows: list[Row]) -> Engine:
+def _as_real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _engine_for(group: Group, table: Table) -> Engine:
     """The engine a group's `foreach` asks for; by default foreach, for ordinary tensors."""
     choice = group.get("foreach")
     if choice is None:
-        choice = all(type(row["p"]) in (Tensor, Parameter) for row in rows)
+        choice = set(map(type, table["p"])) <= {Tensor, Parameter}
     return engines.foreach if choice else engines.loop
 
 
