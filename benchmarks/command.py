@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,12 +70,16 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 
 def check_writable(out: Path) -> None:
-    """Look before anything costs time; nothing is created yet."""
+    """Try before anything costs time; nothing stays behind."""
     existing = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise CannotRun(f"--out {out} cannot be written: {existing} is not a directory")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise CannotRun(f"--out {out} cannot be written: no permission to write in {existing}")
+    try:
+        with tempfile.TemporaryDirectory(dir=existing):
+            pass
+    except OSError as reason:
+        problem = f"{existing}: {reason.strerror}"
+        raise CannotRun(f"--out {out} cannot be written: {problem}") from reason
 
 
 def pick_device(name: str) -> torch.device:

@@ -174,6 +174,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--resume"], "there is no job to resume in runs"),
         (["--resume", "--out", "nowhere"], "there is no job to resume in nowhere"),
         (["--out", "file/inside"], "file is not a directory"),
+        (["--out", "/proc/inside"], "cannot be written"),
         (["--out", "full"], "full is not empty"),
     ],
 )
