@@ -1,0 +1,249 @@
+"""Are two optimizers the same? Run them side by side and find the first bit in which they part.
+
+    certificate = compare(torch.optim.Adam, MyAdam)
+    print(certificate)
+    assert certificate.equal, certificate  # in a test
+
+Any two :class:`torch.optim.Optimizer` can be compared whose step needs no closure, on random
+gradients or on a model and gradients of one's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: Takes a list of parameters and returns an optimizer of them; an optimizer's class does.
+Make = Callable[[list[Any]], torch.optim.Optimizer]
+#: Leaves the gradients of step 1, 2, … in a model's parameters.
+Gradients = Callable[[Any, int], Any]
+Place = tuple[str, str | None]  # a parameter's name and, for its state, a key
+
+#: The distance of NaN from a number, of what cannot be compared, and of all that is as far apart.
+FAR = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where two optimizers part: in one tensor, the element that is the most ulps apart.
+
+    Attributes:
+        step: 1 for the first.
+        parameter: its name in the model.
+        state: the key of its state; None says that it is the parameter itself.
+        a: the first optimizer's value; in words if the two cannot be compared number by number,
+            because their dtypes or shapes differ or one is missing.
+        b: the second optimizer's value.
+        index: the element's; None where the two cannot be compared.
+        ulps: how far apart the two are, see :func:`ulp_distance`.
+        max_difference: the largest absolute difference of two elements of the tensor.
+    """
+
+    step: int
+    parameter: str
+    state: str | None
+    a: Any
+    b: Any
+    index: tuple[int, ...] | None = None
+    ulps: int = FAR
+    max_difference: float = float("nan")
+
+    def __str__(self) -> str:
+        what = f"{self.state} of {self.parameter}" if self.state else f"parameter {self.parameter}"
+        if self.index is not None:
+            what += f" at {list(self.index)}, {self.ulps:,} ulp ({self.max_difference:.2g})"
+        return f"step {self.step}, {what}: {self.a} against {self.b}"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What :func:`compare` has found.
+
+    Attributes:
+        steps: how many steps were taken.
+        compared: how many tensors were compared: each parameter and each of its states, after each
+            step.
+        divergences: those that differ, the first one first.
+    """
+
+    steps: int
+    compared: int
+    divergences: tuple[Divergence, ...]
+
+    @property
+    def equal(self) -> bool:
+        """Whether everything that was compared had the same bits after every step."""
+        return not self.divergences
+
+    @property
+    def max_ulps(self) -> int:
+        """The largest distance of two numbers in all that was compared."""
+        return max((divergence.ulps for divergence in self.divergences), default=0)
+
+    def __str__(self) -> str:
+        scope = f"{self.compared:,} tensors in {self.steps:,} steps"
+        if self.equal:
+            return f"equal, bit for bit: {scope}"
+        total = f"{len(self.divergences):,} of {scope} differ, by up to {self.max_ulps:,} ulp"
+        return f"different from {self.divergences[0]}\n{total}"
+
+
+def random_model(dtype: torch.dtype = torch.float32, *, seed: int = 0) -> nn.ParameterDict:
+    """Parameters of varied shapes, normally distributed.
+
+    Args:
+        dtype: floating-point or complex. Default float32.
+        seed: of the values; torch's own generators are not used. Default 0.
+    """
+    random = torch.Generator().manual_seed(seed)
+    shapes = {"matrix": (7, 5), "scalar": (), "empty": (0, 4), "long": (1000,), "waits": (3,)}
+    return nn.ParameterDict(
+        {name: torch.randn(s, generator=random, dtype=dtype) for name, s in shapes.items()}
+    )
+
+
+def random_gradients(model: nn.Module, step: int, *, seed: int = 0) -> None:
+    """Normally distributed gradients, in each parameter scaled from 10 at its first element evenly
+    down to 10⁻⁶ at its last. At every third step the last parameter has none.
+
+    Args:
+        model: any; its gradients are replaced.
+        step: together with `seed` decides the values; torch's own generators are not used.
+        seed: see there. Default 0.
+    """
+    random = torch.Generator().manual_seed(hash((seed, step)))
+    for p in model.parameters():
+        sizes = torch.logspace(1, -6, p.numel(), dtype=torch.float64).view(p.shape)
+        p.grad = torch.randn(p.shape, generator=random, dtype=p.dtype).mul_(sizes).to(p.device)
+    if step % 3 == 0:
+        p.grad = None
+
+
+def compare(
+    make_a: Make,
+    make_b: Make,
+    model: nn.Module | None = None,
+    gradients: Gradients = random_gradients,
+    *,
+    steps: int = 200,
+    state: bool = True,
+) -> Certificate:
+    """Run two optimizers in lockstep on one problem and compare all they do, bit by bit.
+
+    Each works on a copy of the model. After each step the tensors and numbers in its
+    ``optimizer.state[p]`` are compared with the other's, then p itself. Both draw the same random
+    numbers from torch's generators, which are put back at the end.
+
+    Args:
+        make_a: takes a list of parameters and returns the first optimizer of them; for instance
+            ``torch.optim.Adam``, or ``lambda params: torch.optim.Adam(params, lr=0.1)``.
+        make_b: the same for the second.
+        model: whose parameters they work on, of any shapes; it stays as it is. Bare tensors go into
+            an ``nn.ParameterList``. Default ``random_model()``.
+        gradients: ``gradients(model, step)`` leaves in the model's parameters the gradients of step
+            1, 2, …, for instance by computing a loss and running backward. Default
+            :func:`random_gradients`.
+        steps: how many steps they take, at least 1. Default 200.
+        state: whether to compare the state, too. Say False if the two keep different state, or keep
+            it under different names. Default True.
+
+    Returns:
+        The first divergence and the size of the largest, or the certificate that there is none.
+        NaNs are equal whatever their payload. −0.0 and 0.0 differ, by one ulp.
+
+    Raises:
+        ValueError: `steps` is not a whole number from 1 up, or an optimizer holds none of the
+            parameters that it was given.
+    """
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number from 1 up, not {steps!r}")
+    model = random_model() if model is None else model
+    a, b = (_run(make, model, gradients) for make in (make_a, make_b))
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    compared, divergences = 0, list[Divergence]()
+    with torch.random.fork_rng(devices):
+        for step in range(1, steps + 1):
+            with torch.random.fork_rng(devices):
+                mine = next(a)
+            others = next(b)
+            places = [place for place in mine | others if state or place[1] is None]
+            found = (_divergence(step, key, mine.get(key), others.get(key)) for key in places)
+            divergences += filter(None, found)
+            compared += len(places)
+    return Certificate(steps, compared, tuple(divergences))
+
+
+def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
+    """How many steps from one representable number to the next lie between `a` and `b`.
+
+    −0.0 comes just before 0.0, so that the two are 1 apart, as are infinity and the largest number.
+    NaN is 0 from NaN, whatever their payload, and ``FAR`` = 2⁶³ − 1 from a number. What is further
+    apart than that, as float64 may be, counts as ``FAR``.
+
+    Args:
+        a: a tensor of a floating-point or integer dtype, of any shape.
+        b: another one, of the same shape; of two dtypes the wider one counts.
+
+    Returns:
+        int64, of that shape.
+
+    Raises:
+        RuntimeError: in torch's words, if the shapes differ.
+    """
+    both = torch.stack([a.detach(), b.detach()])
+    order = _bits(both)
+    if both.is_floating_point():  # whose bits count backwards below zero
+        order = torch.where(order < 0, order ^ torch.iinfo(order.dtype).max, order)
+    distance = order.long().amax(0) - order.long().amin(0)  # beyond FAR it has wrapped round
+    nan = both.isnan()
+    distance[(distance < 0) | nan.any(0)] = FAR
+    distance[nan.all(0)] = 0
+    return distance
+
+
+def _bits(t: Tensor) -> Tensor:
+    return t.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[t.itemsize])
+
+
+def _kind(t: Tensor | None) -> str:
+    return "nothing" if t is None else f"{t.dtype} {list(t.shape)}"
+
+
+def _run(make: Make, model: nn.Module, gradients: Gradients) -> Iterator[dict[Place, Tensor]]:
+    """Step after step, all that is to be compared; states before the parameter that they move."""
+    model = copy.deepcopy(model)
+    parameters = dict(model.named_parameters())
+    optimizer = make(list(parameters.values()))
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+    if held.isdisjoint(parameters.values()):
+        raise ValueError(f"{type(optimizer).__name__} holds none of the parameters it was given")
+    for step in itertools.count(1):
+        gradients(model, step)
+        optimizer.step()
+        yield {
+            (name, key): _real(value)
+            for name, p in parameters.items()
+            for key, value in [*optimizer.state.get(p, {}).items(), (None, p)]
+            if isinstance(value, (Tensor, float, int))
+        }
+
+
+def _real(value: Tensor | float) -> Tensor:
+    t = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    return torch.view_as_real(t) if t.is_complex() else t
+
+
+def _divergence(step: int, place: Place, a: Tensor | None, b: Tensor | None) -> Divergence | None:
+    if a is None or b is None or _kind(a) != _kind(b):
+        return Divergence(step, *place, _kind(a), _kind(b))
+    if torch.equal(_bits(a), _bits(b)) or not (ulps := ulp_distance(a, b)).any():
+        return None
+    at = tuple(map(int, torch.unravel_index(ulps.argmax(), ulps.shape)))
+    most = float((a.double() - b.double())[ulps > 0].abs().max())
+    return Divergence(step, *place, a[at].item(), b[at].item(), at, int(ulps[at]), most)
