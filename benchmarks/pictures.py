@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import math
 import statistics
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -51,7 +53,7 @@ def draw_curves(dataset: str, ours: list[Run], theirs: list[Run]) -> bytes:
     panels[0][0].set_ylabel("training loss", fontsize=LABEL)
     panels[1][0].set_ylabel("test accuracy, %", fontsize=LABEL)
     black = "torch's twin, on top" if theirs else None
-    _finish(figure, f"data: {dataset}", _legend(ours, black))
+    finish(figure, f"data: {dataset}", _legend(ours, black))
     return png(figure)
 
 
@@ -79,7 +81,7 @@ def draw_gradient_flow(dataset: str, ours: list[Run]) -> bytes:
         panel.set_xlabel("layer", fontsize=LABEL)
     panels[0].set_ylabel("norm of the gradient", fontsize=LABEL)
     caption = f"data: {dataset}; black: first step, coloured: end of the training"
-    _finish(figure, caption, _legend(ours, "first step, all alike", with_markers=True))
+    finish(figure, caption, _legend(ours, "first step, all alike", with_markers=True))
     return png(figure)
 
 
@@ -147,29 +149,33 @@ def _set_title(panel: Axes, net: str, story: str) -> None:
     panel.set_title(f"{title[0].upper()}{title[1:]}:\n{story}", fontsize=TITLE)
 
 
-def _legend(runs: list[Run], black: str | None, with_markers: bool = False) -> list[Line2D]:
-    names = dict.fromkeys(run["optimizer"] for run in runs)
-    entries = [CONTENDERS[name] for name in names]
-    lines = [
+def legend_of(names: Iterable[str], with_markers: bool = False) -> list[Line2D]:
+    """A line for each optimizer, once."""
+    return [
         Line2D([], [], color=entry.colour, lw=4, label=entry.title,
                marker=entry.marker if with_markers else None, ms=9)
-        for entry in entries
+        for entry in (CONTENDERS[name] for name in dict.fromkeys(names))
     ]  # fmt: skip
+
+
+def _legend(runs: list[Run], black: str | None, with_markers: bool = False) -> list[Line2D]:
+    lines = legend_of((run["optimizer"] for run in runs), with_markers)
     if black is not None:
         lines.append(Line2D([], [], color="black", lw=1.8, ls=(0, (3, 2)), label=black))
     return lines
 
 
-def _finish(figure: Figure, caption: str, legend: list[Line2D]) -> None:
+def finish(figure: Figure, caption: str, legend: Sequence[Artist]) -> None:
     for panel in figure.axes:
         panel.tick_params(labelsize=TICK)
         panel.grid(True, which="major", color="0.88")
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        handles=legend, loc="outside lower center", ncols=len(legend), fontsize=TICK, frameon=False,
-        handlelength=1.8, columnspacing=1.2,
-    )  # fmt: skip
+    if legend:
+        figure.legend(
+            handles=legend, loc="outside lower center", ncols=len(legend), fontsize=TICK,
+            frameon=False, handlelength=1.8, columnspacing=1.2,
+        )  # fmt: skip
     figure.suptitle(caption, fontsize=CAPTION, color="0.35")
 
 

@@ -94,10 +94,14 @@ def _train_epoch(
 
 
 def batches(plan: Plan, epoch: int, labels: Tensor) -> Iterator[Tensor]:
+    return shuffled(labels, plan.batch_size, plan.seed, epoch)
+
+
+def shuffled(labels: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
     """The indices of each batch: an order that depends on the seed and the epoch alone."""
-    generator = seeded_generator("batches", plan.seed, epoch)
+    generator = seeded_generator("batches", seed, epoch)
     order = torch.randperm(len(labels), generator=generator).to(labels.device)
-    return iter(torch.split(order, plan.batch_size))
+    return iter(torch.split(order, batch_size))
 
 
 def compare(ours: Trainee, theirs: Trainee) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = [
-    {"command", "data", "drawn", "memory", "nets", "optimizers", "record", "shapes"},
+    {"command", "data", "drawn", "landscapes", "memory", "nets", "optimizers", "record", "shapes"},
     {"trainee", "training", "report", "pictures", "entrants", "stopwatch", "step_report"},
     {"mnist", "mnist_options", "step_time", "readme"},
 ]

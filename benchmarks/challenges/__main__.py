@@ -1,0 +1,315 @@
+"""The troubles of optimization, made visible.
+
+python -m benchmarks.challenges --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.challenges import (
+    gallery,
+    generalization,
+    local_minima,
+    saddle_points,
+    traps,
+    vanishing_gradients,
+)
+from benchmarks.challenges import slides as drawing
+from benchmarks.challenges.keeping import FACTS_FILE, keep
+from benchmarks.challenges.setup import QUICK, Facts, Finding, OnProgress, Setup, Sizes
+from benchmarks.challenges.slides import gallery as gallery_slides
+from benchmarks.challenges.slides import generalization as generalization_slides
+from benchmarks.challenges.slides import local_minima as local_minima_slides
+from benchmarks.challenges.slides import saddle_points as saddle_points_slides
+from benchmarks.challenges.slides import traps as traps_slides
+from benchmarks.challenges.slides import vanishing_gradients as vanishing_gradients_slides
+from benchmarks.command import (
+    RUNS,
+    CannotRun,
+    Names,
+    Parser,
+    bars,
+    check_writable,
+    exit_status,
+    name_among,
+    say,
+    termination_raises,
+    whole_number,
+)
+from benchmarks.data import (
+    DATA_DIR_VARIABLE,
+    KINDS,
+    DataError,
+    Digits,
+    default_data_dir,
+    load_digits,
+)
+from benchmarks.optimizers import CONTENDERS, DEFAULT_NAMES
+from benchmarks.pictures import png
+from benchmarks.record import machine, versions
+
+PROGRAM = "python -m benchmarks.challenges"
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    title: str
+    measure: Callable[[Setup, OnProgress], Facts]
+    findings: Callable[[Facts], list[Finding]]
+    draw: Callable[[Facts], drawing.Pictures]
+    needs_digits: bool = True
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "local_minima": Experiment(
+        "Local minima", local_minima.measure, local_minima.findings, local_minima_slides.draw,
+        needs_digits=False,
+    ),
+    "saddle_points": Experiment(
+        "Saddle points", saddle_points.measure, saddle_points.findings, saddle_points_slides.draw
+    ),
+    "vanishing_gradients": Experiment(
+        "Vanishing gradients", vanishing_gradients.measure, vanishing_gradients.findings,
+        vanishing_gradients_slides.draw,
+    ),
+    "generalization": Experiment(
+        "Optimization against generalization", generalization.measure, generalization.findings,
+        generalization_slides.draw,
+    ),
+    "traps": Experiment("Traps", traps.measure, traps.findings, traps_slides.draw),
+    "gallery": Experiment(
+        "Gallery", gallery.measure, gallery.findings, gallery_slides.draw, needs_digits=False
+    ),
+}  # fmt: skip
+ALL = "all"
+OF_ALL = [name for name in EXPERIMENTS if name != "gallery"]
+EXAMPLES = f"""examples:
+  {PROGRAM}
+  {PROGRAM} saddle_points --optimizers sgd adam
+  {PROGRAM} local_minima --gallery --out pictures
+"""
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog=PROGRAM,
+        description="Small experiments that show what a lecture on optimization says, and measure\n"
+        "whether it holds. Each leaves pictures for slides and the facts behind them.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "experiments",
+        nargs="*",
+        type=name_among([*OF_ALL, ALL]),
+        metavar="EXPERIMENT",
+        help=f"any of: {', '.join(OF_ALL)}, {ALL} (default: {ALL})",
+    )
+    parser.add_argument(
+        "--gallery",
+        action="store_true",
+        help="draw the paths of all optimizers on all functions as well",
+    )
+    parser.add_argument(
+        "--optimizers",
+        nargs="+",
+        action=Names,
+        type=name_among(CONTENDERS),
+        metavar="NAME",
+        help=f"any of: {', '.join(CONTENDERS)} (default: {' '.join(DEFAULT_NAMES)})",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="of weights, batches and noise (default: 0)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="much smaller: shows that everything works, not what is true",
+    )
+    parser.add_argument(
+        "--dataset",
+        choices=KINDS,
+        default="auto",
+        help="mnist insists on MNIST; drawn takes digits drawn by the program itself; auto takes "
+        "MNIST, or drawn digits where MNIST is neither there nor to be downloaded (default: auto)",
+    )
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where MNIST/raw/ is, or is to be downloaded to (default: the environment variable "
+        f"{DATA_DIR_VARIABLE}, else data)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where a directory for each experiment is made (default: a new one in runs, named by "
+        "the time)",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
+    parser = build_parser()
+    given = parser.parse_args(arguments)
+    console = Console()
+    out = given.out or RUNS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    names = _chosen(given)
+    sizes = sizes or (QUICK if given.quick else Sizes())
+    finished: dict[str, list[Finding]] = {}
+    try:
+        _check(out, names)
+        with termination_raises(), _one_thread():
+            digits = _load(given, names, sizes, console)
+            setup = Setup(tuple(given.optimizers or DEFAULT_NAMES), given.seed, digits, sizes)
+            say(console, f"Results go to {out}")
+            for name, findings in _run_all(names, setup, out, console):
+                finished[name] = findings
+    except (CannotRun, DataError) as problem:
+        parser.error(str(problem))
+    except OSError as problem:
+        say(console, f"Cannot go on: {problem}")
+        return 1
+    except KeyboardInterrupt as interruption:
+        kept = ", ".join(finished) or "nothing yet"
+        say(console, f"Interrupted; finished and kept in {out}: {kept}")
+        return exit_status(interruption)
+    for name, findings in finished.items():
+        console.print(_table(EXPERIMENTS[name].title, findings))
+    say(console, f"Pictures and {FACTS_FILE} are in {out}/{'|'.join(finished)}")
+    say(console, f"Next, look at them:\n\n    tensorboard --logdir {out}\n")
+    wrong = [f for findings in finished.values() for f in findings if f.theory and not f.holds]
+    for finding in wrong:
+        say(console, f"Not as computed: {finding.claim}: {finding.figures}")
+    return int(bool(wrong))
+
+
+def _chosen(given: argparse.Namespace) -> list[str]:
+    names = list(dict.fromkeys(given.experiments)) or [ALL]
+    if ALL in names:
+        names = OF_ALL
+    return [*names, *(["gallery"] if given.gallery else [])]
+
+
+def _check(out: Path, names: list[str]) -> None:
+    check_writable(out)
+    if there := [name for name in names if (out / name).exists()]:
+        raise CannotRun(f"--out {out} has {there[0]} already; choose another directory")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Nets this small gain little from a second thread, and where others compute lose much."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _load(
+    given: argparse.Namespace, names: list[str], sizes: Sizes, console: Console
+) -> Digits | None:
+    if not any(EXPERIMENTS[name].needs_digits for name in names):
+        return None
+    with bars(console) as shown:
+        drawing_digits = shown.add_task("drawing digits", visible=False)
+        digits = load_digits(
+            given.dataset,
+            given.data_dir or default_data_dir(),
+            CPU,
+            sizes.train_images(),
+            sizes.test_images,
+            announce=lambda text: say(shown.console, text),
+            on_drawn=lambda done, total: shown.update(
+                drawing_digits, completed=done, total=total, visible=True
+            ),
+        )
+    say(console, f"Data: {digits.name}")
+    return digits
+
+
+def _run_all(
+    names: list[str], setup: Setup, out: Path, console: Console
+) -> Iterator[tuple[str, list[Finding]]]:
+    with bars(console) as shown:
+        everything = shown.add_task("all", total=len(names))
+        for place, name in enumerate(names, start=1):
+            experiment, began = EXPERIMENTS[name], time.perf_counter()
+            one = shown.add_task(experiment.title, total=1.0)
+
+            def on_progress(stage: str, share: float, one: Any = one, name: str = name) -> None:
+                shown.update(
+                    one, description=f"{EXPERIMENTS[name].title}: {stage}", completed=share
+                )
+
+            facts = experiment.measure(setup, on_progress)
+            findings = experiment.findings(facts)
+            on_progress("drawing", 1.0)
+            pictures = {title: png(figure) for title, figure in experiment.draw(facts).items()}
+            seconds = time.perf_counter() - began
+            keep(out / name, _content(name, setup, facts, findings, seconds), pictures)
+            shown.remove_task(one)
+            shown.advance(everything)
+            say(
+                shown.console,
+                f"[{place}/{len(names)}] {experiment.title}: {len(pictures)} pictures, "
+                f"{len(findings)} findings, {seconds:.0f} s",
+            )
+            yield name, findings
+
+
+def _content(
+    name: str, setup: Setup, facts: Facts, findings: list[Finding], seconds: float
+) -> dict[str, Any]:
+    needs_digits = EXPERIMENTS[name].needs_digits
+    return {
+        "experiment": name,
+        "optimizers": list(setup.optimizers),
+        "seed": setup.seed,
+        "dataset": setup.the_digits().name if needs_digits else None,
+        "seconds": round(seconds, 1),
+        "versions": versions(),
+        "machine": machine(CPU),
+        "findings": [
+            {"claim": found.claim, "figures": found.figures, "verdict": found.verdict}
+            for found in findings
+        ],
+        "facts": facts,
+    }
+
+
+def _table(title: str, findings: list[Finding]) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_style="bold")
+    table.add_column("it is said", ratio=3)
+    table.add_column("measured", ratio=4)
+    table.add_column("verdict", no_wrap=True)
+    for found in findings:
+        table.add_row(found.claim, found.figures, found.verdict)
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
