@@ -1,0 +1,235 @@
+"""The atlas of equivalence: all implementations of all option cases against torch, bit by bit.
+
+python -m benchmarks.equivalence --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.atlas import DTYPES, FAILED, PROMISED, REFERENCE, Row, compare_case, implementations
+from benchmarks.command import (
+    RUNS,
+    CannotRun,
+    Names,
+    Parser,
+    bars,
+    check_writable,
+    exit_status,
+    name_among,
+    say,
+    termination_raises,
+    whole_number,
+)
+from benchmarks.entrants import ENGINES
+from benchmarks.equivalence_report import (
+    EXPLANATION,
+    draw_atlas,
+    report,
+    summary,
+    terminal_table,
+    verdict,
+)
+from benchmarks.optimizers import CONTENDERS
+from benchmarks.option_cases import OPTION_CASES, Options
+from benchmarks.record import machine, versions, write_atomically, write_json
+
+PROGRAM = "python -m benchmarks.equivalence"
+RESULT = "equivalence.json"
+STEPS, QUICK_STEPS = 300, 20
+EXAMPLES = f"""examples:
+  {PROGRAM}
+  {PROGRAM} --quick
+  {PROGRAM} --optimizers adam --dtypes float32 --engines loop foreach --steps 1000
+
+Ends with status 1 if {", ".join(PROMISED[:-1])} or {PROMISED[-1]} differs in a bit.
+"""
+FACTS = {
+    "reference": f"{REFERENCE}: torch.optim with foreach=False, fused=False",
+    "compared": "tensors: every parameter and every state after every step; of look-alikes the "
+    "parameters alone",
+    "max_ulps": "the largest distance of two numbers, over all steps, in representable numbers; "
+    "2**63 - 1 stands for NaN against a number. Small differences of numbers near zero are many",
+    "max_difference": "the largest absolute difference of two parameters, which start normally "
+    "distributed; null: NaN or infinity against a number. Only where something differs",
+    "gradients": "normally distributed, in each parameter scaled from 10 at its first element down "
+    "to 1e-6 at its last; one parameter has none at every third step",
+}
+
+Case = tuple[str, Options, str]
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog=PROGRAM,
+        description="Compare every optimizer, option, dtype and engine with torch, bit by bit.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    choices = {"optimizers": list(CONTENDERS), "dtypes": list(DTYPES), "engines": list(ENGINES)}
+    for option, valid in choices.items():
+        parser.add_argument(
+            f"--{option}",
+            nargs="+",
+            action=Names,
+            type=name_among(valid),
+            metavar="NAME",
+            help=f"any of: {', '.join(valid)} (default: all)",
+        )
+    parser.add_argument(
+        "--steps",
+        type=whole_number(1),
+        metavar="N",
+        help=f"how many steps are compared (default: {STEPS}, with --quick {QUICK_STEPS})",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="few steps, and of each optimizer the defaults and the last option case alone",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="of parameters and gradients (default: 0)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the results go (default: a new directory in runs, named by the time)",
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, processes: int | None = None) -> int:
+    parser = build_parser()
+    given = parser.parse_args(arguments)
+    console = Console()
+    out = given.out or RUNS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    try:
+        check_writable(out)
+        if out.is_dir() and any(out.iterdir()):
+            raise CannotRun(f"--out {out} is not empty; choose another directory")
+        recorded = _begin(given)
+        try:
+            write_json(out / RESULT, recorded)
+        except OSError as problem:
+            raise CannotRun(f"--out {out} cannot be written: {problem.strerror}") from problem
+    except CannotRun as problem:
+        parser.error(str(problem))
+    say(console, f"Results go to {out}")
+    try:
+        with termination_raises():
+            _compare_all(recorded, _cases(given), out, console, processes or os.cpu_count() or 1)
+    except KeyboardInterrupt as interruption:
+        _write(recorded, out)
+        say(console, f"Interrupted; what was compared is in {out}")
+        return exit_status(interruption)
+    _write(recorded, out)
+    console.print(terminal_table(recorded))
+    console.print(EXPLANATION, style="dim", markup=False, highlight=False)
+    say(console, verdict(recorded))
+    say(console, f"Tables and picture: equivalence.md, equivalence.png in {out}")
+    return int(any(map(_breaks_a_promise, recorded["rows"])))
+
+
+def _begin(given: argparse.Namespace) -> dict[str, Any]:
+    engines = given.engines or list(ENGINES)
+    return {
+        "settings": {
+            "optimizers": given.optimizers or list(CONTENDERS),
+            "dtypes": given.dtypes or list(DTYPES),
+            "engines": engines,
+            "implementations": implementations(engines),
+            "steps": given.steps or (QUICK_STEPS if given.quick else STEPS),
+            "quick": given.quick,
+            "seed": given.seed,
+        },
+        "facts": FACTS,
+        "machine": machine(torch.device("cpu")) | {"torch_threads": 1},
+        "versions": versions(),
+        "rows": [],
+    }
+
+
+def _cases(given: argparse.Namespace) -> list[Case]:
+    """With --quick the first and the last line of each optimizer's table."""
+    cases = []
+    for optimizer in given.optimizers or CONTENDERS:
+        table = OPTION_CASES[optimizer]
+        for options in (table[0], table[-1]) if given.quick else table:
+            cases += [(optimizer, options, dtype) for dtype in given.dtypes or DTYPES]
+    return cases
+
+
+def _compare_all(
+    recorded: dict[str, Any], cases: list[Case], out: Path, console: Console, processes: int
+) -> None:
+    """Case by case, written after each: an interrupted job keeps what it has."""
+    settings, rows = recorded["settings"], recorded["rows"]
+    compare = partial(
+        compare_case, **{name: settings[name] for name in ("engines", "steps", "seed")}
+    )
+    dtypes = len(settings["dtypes"])
+    with bars(console) as shown, _workers(processes) as run:
+        everything = shown.add_task("all", total=len(cases))
+        for place, row in enumerate(run(compare, *zip(*cases, strict=True)), start=1):
+            rows.append(row)
+            shown.advance(everything)
+            if place % dtypes == 0:
+                write_json(out / RESULT, recorded)
+                title = f"{CONTENDERS[row['optimizer']].title}, {row['options']}"
+                step = f"[{place // dtypes}/{len(cases) // dtypes}]"
+                say(shown.console, f"{step} {title}: {summary(rows[-dtypes:])}")
+
+
+@contextmanager
+def _workers(processes: int) -> Iterator[Callable[..., Iterator[Row]]]:
+    """A `map` over several processes of one thread each: the tensors are too small for more."""
+    if processes == 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, _begin_work)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin_work() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's affair
+
+
+def _breaks_a_promise(row: Row) -> bool:
+    differs = any(row["max_ulps"].get(name) for name in PROMISED)
+    return differs or bool(row[FAILED])
+
+
+def _write(recorded: dict[str, Any], out: Path) -> None:
+    write_json(out / RESULT, recorded)
+    if recorded["rows"]:
+        write_atomically(out / "equivalence.md", report(recorded))
+        write_atomically(out / "equivalence.png", draw_atlas(recorded))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

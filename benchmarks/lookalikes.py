@@ -1,0 +1,184 @@
+"""Optimizers that elsewhere go by the same names: what a real difference looks like.
+
+Each is one of ours with another rule; options, state and engines stay.
+"""
+
+from __future__ import annotations
+
+from benchmarks.option_cases import Options
+from torch_scratch_optim import (
+    ScratchAdaGrad,
+    ScratchAdam,
+    ScratchAdamW,
+    ScratchMomentum,
+    ScratchOptimizer,
+    ScratchRMSProp,
+    ScratchSGD,
+)
+from torch_scratch_optim.carriers import Carrier
+from torch_scratch_optim.optimizer import loss_gradient
+
+
+def adagrad_eps_inside(
+    p: Carrier,
+    g: Carrier,
+    s: Carrier,
+    *,
+    step_size: float,
+    eps: float,
+    l2: float | None,
+    maximize: bool,
+) -> None:
+    g = loss_gradient(p, g, l2=l2, maximize=maximize)
+    s.addcmul_(g, g)
+    p.addcdiv_(g, s.add(eps).sqrt_(), value=-step_size)  # θ ← θ − γₜ g / √(s + ε)
+
+
+def rmsprop_eps_inside(
+    p: Carrier,
+    g: Carrier,
+    v: Carrier,
+    b: Carrier | None = None,
+    g_avg: Carrier | None = None,
+    *,
+    lr: float,
+    alpha: float,
+    eps: float,
+    momentum: float,
+    l2: float | None,
+    maximize: bool,
+) -> None:
+    g = loss_gradient(p, g, l2=l2, maximize=maximize)
+    v.mul_(alpha).addcmul_(g, g, value=1 - alpha)
+    if g_avg is None:
+        denom = v.add(eps).sqrt_()  # √(v + ε)
+    else:
+        g_avg.lerp_(g, 1 - alpha)
+        denom = v.addcmul(g_avg, g_avg, value=-1).add_(eps).sqrt_()  # √(v − ḡ² + ε)
+    if b is None:
+        p.addcdiv_(g, denom, value=-lr)
+    else:
+        b.mul_(momentum).addcdiv_(g, denom)
+        p.add_(b, alpha=-lr)
+
+
+def adam_eps_inside(
+    p: Carrier,
+    g: Carrier,
+    m: Carrier,
+    v: Carrier,
+    v_max: Carrier | None = None,
+    *,
+    step_size: float,
+    beta1: float,
+    beta2: float,
+    root_correction: float,
+    eps: float,
+    l2: float | None,
+    shrink: float | None,
+    maximize: bool,
+) -> None:
+    g = loss_gradient(p, g, l2=l2, maximize=maximize)
+    if shrink is not None:
+        p.mul_(shrink)
+    m.lerp_(g, 1 - beta1)
+    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    if v_max is not None:
+        v = v_max.clamp_min_(v)
+    denom = v.div(root_correction**2).add_(eps).sqrt_()  # √(v̂ + ε)
+    p.addcdiv_(m, denom, value=-step_size)
+
+
+def sgd_averaging(
+    p: Carrier,
+    g: Carrier,
+    b: Carrier | None = None,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    first: bool,
+    l2: float | None,
+    maximize: bool,
+) -> None:
+    g = loss_gradient(p, g, l2=l2, maximize=maximize)
+    if b is not None:
+        b.lerp_(g, 1 - momentum)  # b ← μb + (1 − μ) g, from b = 0
+        g = g.add(b, alpha=momentum) if nesterov else b
+    p.add_(g, alpha=-lr)
+
+
+def sgd_lr_in_velocity(
+    p: Carrier,
+    g: Carrier,
+    b: Carrier | None = None,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    first: bool,
+    l2: float | None,
+    maximize: bool,
+) -> None:
+    g = loss_gradient(p, g, l2=l2, maximize=maximize).mul(lr)  # γg
+    if b is not None:
+        if first:
+            b.copy_(g)
+        else:
+            b.mul_(momentum).add_(g, alpha=1 - dampening)  # b ← μb + (1 − τ) γg
+        g = g.add(b, alpha=momentum) if nesterov else b
+    p.add_(g, alpha=-1)  # θ ← θ − b
+
+
+class AdaGradEpsInside(ScratchAdaGrad):
+    rule = staticmethod(adagrad_eps_inside)
+
+
+class RMSPropEpsInside(ScratchRMSProp):
+    rule = staticmethod(rmsprop_eps_inside)
+
+
+class AdamEpsInside(ScratchAdam):
+    rule = staticmethod(adam_eps_inside)
+
+
+class AdamWEpsInside(ScratchAdamW):
+    rule = staticmethod(adam_eps_inside)
+
+
+class SGDAveraging(ScratchSGD):
+    rule = staticmethod(sgd_averaging)
+
+
+class MomentumAveraging(ScratchMomentum):
+    rule = staticmethod(sgd_averaging)
+
+
+class SGDLrInVelocity(ScratchSGD):
+    rule = staticmethod(sgd_lr_in_velocity)
+
+
+class MomentumLrInVelocity(ScratchMomentum):
+    rule = staticmethod(sgd_lr_in_velocity)
+
+
+EPS_INSIDE, AVERAGING, LR_IN_VELOCITY = "eps-inside", "averaging", "lr-in-velocity"
+LOOKALIKES: dict[str, dict[str, type[ScratchOptimizer]]] = {
+    EPS_INSIDE: {
+        "adagrad": AdaGradEpsInside,
+        "rmsprop": RMSPropEpsInside,
+        "adam": AdamEpsInside,
+        "adamw": AdamWEpsInside,
+    },
+    AVERAGING: {"sgd": SGDAveraging, "momentum": MomentumAveraging},
+    LR_IN_VELOCITY: {"sgd": SGDLrInVelocity, "momentum": MomentumLrInVelocity},
+}
+
+
+def lookalike(name: str, optimizer: str, options: Options) -> type[ScratchOptimizer] | None:
+    """The look-alike of an optimizer, or None where there is none that differs."""
+    if optimizer == "sgd" and not options.get("momentum"):
+        return None
+    return LOOKALIKES[name].get(optimizer)
