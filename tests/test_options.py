@@ -125,7 +125,7 @@ def test_bad_parameters_are_refused_in_torchs_words(case: Case, wrong: str) -> N
     assert error_of(lambda: case.ours(BAD_PARAMETERS[wrong]())) == expected
 
 
-@pytest.mark.parametrize("option", ["capturable", "differentiable", "fused"])
+@pytest.mark.parametrize("option", ["capturable", "differentiable"])
 @each_optimizer
 def test_what_is_not_there_yet_is_refused_at_once(case: Case, option: str) -> None:
     if option not in inspect.signature(PAIRS[case.optimizer][0]).parameters:

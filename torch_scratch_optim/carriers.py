@@ -63,8 +63,50 @@ def is_half_on_cpu(tensor: Tensor) -> bool:
 
 
 def _unwrap(other: Any) -> Any:
-    return other.tensors if isinstance(other, TensorList) else other
+    if isinstance(other, TensorList):
+        return other.tensors
+    return other.tensor if isinstance(other, Traced) else other
 
 
-# A rule is generic over its carrier: mypy checks its body once with each.
+class Traced:
+    """A tensor in a trace of torch.compile.
+
+    Numbers are tensors there, of no dimension and in float64, so that none is fixed in the trace
+    and ``1 - beta2`` loses nothing. So the words that take numbers are spelled as products.
+
+    Args:
+        tensor: a tensor of the trace.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __getattr__(self, word: str) -> Callable[..., Traced]:
+        return lambda *others: Traced(getattr(self.tensor, word)(*map(_unwrap, others)))
+
+    def add(self, other: Traced, alpha: Tensor) -> Traced:
+        return Traced(self.tensor + other.tensor * alpha)
+
+    def add_(self, other: Traced | Tensor, alpha: Tensor | None = None) -> Traced:
+        term = _unwrap(other)
+        return Traced(self.tensor.add_(term if alpha is None else term * alpha))
+
+    def lerp_(self, end: Traced, weight: Tensor) -> Traced:
+        return Traced(self.tensor.add_((end.tensor - self.tensor) * weight))
+
+    def div_(self, number: Tensor) -> Traced:
+        # One reciprocal for all: to divide each element takes longer than to fetch it.
+        return Traced(self.tensor.mul_(1 / number))
+
+    def addcmul(self, a: Traced, b: Traced, value: Any = 1) -> Traced:
+        return Traced(self.tensor + a.tensor * b.tensor * value)
+
+    def addcmul_(self, a: Traced, b: Traced, value: Any = 1) -> Traced:
+        return Traced(self.tensor.add_(a.tensor * b.tensor * value))
+
+    def addcdiv_(self, a: Traced, b: Traced, value: Any = 1) -> Traced:
+        return Traced(self.tensor.add_(a.tensor / b.tensor * value))
+
+
+# A rule is generic over its carrier: mypy checks its body once with each of these two.
 Carrier = TypeVar("Carrier", Tensor, TensorList)

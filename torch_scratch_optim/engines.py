@@ -72,7 +72,7 @@ def cut(row: Row) -> Iterable[Row]:
     """
     p = row["p"]
     size = p.numel()
-    if size <= block_size(p) or (flat := _in_memory_order(row)) is None:
+    if size <= block_size(p) or (flat := in_memory_order(row)) is None:
         return (row,)
     lengths = _whole_grains(size) if is_half_on_cpu(p) else _even(size, block_size(p))
     pieces = zip(*(tensor.split(lengths) for tensor in flat), strict=True)
@@ -84,7 +84,7 @@ def block_size(p: Tensor) -> int:
     return CPU_BLOCK if p.is_cpu else DEVICE_BLOCK
 
 
-def _in_memory_order(row: Row) -> list[Tensor] | None:
+def in_memory_order(row: Row) -> list[Tensor] | None:
     """One-dimensional views of a row's tensors, if all are dense and laid out alike."""
     p = row["p"]
     order = sorted(range(p.ndim), key=p.stride, reverse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import compress
 from typing import Any, ClassVar, overload
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.optimizer import ParamsT
 
-from . import engines
+from . import engines, fused
 from .carriers import Carrier
 from .engines import Engine, Table
 
@@ -65,7 +66,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
     Raises:
         TypeError, ValueError: in torch's words, for an empty parameter list, a non-leaf tensor and
             the like.
-        NotImplementedError: for ``capturable=True``, ``differentiable=True`` and ``fused=True``.
+        NotImplementedError: for ``capturable=True`` and ``differentiable=True``.
     """
 
     rule: ClassVar[Callable[..., None]]
@@ -120,6 +121,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # GradScaler sets these two for the time of a step.
+        if (found_inf := getattr(self, "found_inf", None)) is not None and found_inf.item():
+            return loss
+        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         if self.counts_steps and _is_capturing():
             raise RuntimeError(
                 "Attempting CUDA graph capture of step() for an instance of "
@@ -136,7 +141,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         for group, params, grads in work:
             table, counts = self._table(group, params, grads)
             for t, alike in _by_step(table, counts):
-                engine = _engine_for(group, alike)
+                engine = _engine_for(group, alike, grad_scale)
                 engine(self.rule, alike, _numbers(self.scalars(t, group)))
         return loss
 
@@ -159,10 +164,15 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 counts = _count([state["step"] for state in states])
             elif any(young):
                 counts = [1.0 if is_young else 2.0 for is_young in young]
-        if self.splits_complex and any(map(torch.is_complex, params)):
+        if (self.splits_complex or group.get("fused")) and any(map(torch.is_complex, params)):
             table["g"] = [g.resolve_conj() for g in grads]
             table = {letter: list(map(_as_real, column)) for letter, column in table.items()}
         return table, counts
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Tells GradScaler to leave the gradients to :meth:`step`, `found_inf` and `grad_scale`."""
+        return all(group.get("fused") for group in self.param_groups)
 
     def _sparse_error(self) -> RuntimeError:
         return NotImplementedError(f"{type(self).__name__} does not support sparse gradients yet")
@@ -186,8 +196,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
             for option in self.defaults.keys() & _BEFORE_IT_WAS_AN_OPTION.keys():
                 group.setdefault(option, _BEFORE_IT_WAS_AN_OPTION[option])
         for p_state in self.state.values():
-            if "step" in p_state and not isinstance(p_state["step"], Tensor):
-                p_state["step"] = _step_count(float(p_state["step"]))
+            if (step := p_state.get("step")) is not None and not isinstance(step, Tensor):
+                p_state["step"] = _step_count(float(step))
+            elif step is not None:
+                p_state["step"] = step.cpu()  # torch moves those of fused groups to the device
 
 
 def check_options(**options: float | Tensor) -> None:
@@ -210,9 +222,12 @@ def _refuse_unsupported(options: Group) -> None:
         raise RuntimeError("`fused` does not support `differentiable`")
     if options.get("fused") and options.get("foreach"):
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-    for option in ("capturable", "differentiable", "fused"):
+    for option in ("capturable", "differentiable"):
         if options.get(option):
             raise NotImplementedError(f"{option}=True is not supported yet")
+    # With a GPU it depends on where the parameters are, and the first step tells.
+    if options.get("fused") and not torch.cuda.is_available():
+        fused.require_compiler()
 
 
 def _is_capturing() -> bool:
@@ -247,8 +262,10 @@ def _as_real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def _engine_for(group: Group, table: Table) -> Engine:
-    """The engine a group's `foreach` asks for; by default foreach, for ordinary tensors."""
+def _engine_for(group: Group, table: Table, grad_scale: Tensor | None) -> Engine:
+    """The engine a group's options ask for; by default foreach, for ordinary tensors."""
+    if group.get("fused"):
+        return partial(fused.fused, grad_scale=grad_scale)
     choice = group.get("foreach")
     if choice is None:
         choice = set(map(type, table["p"])) <= {Tensor, Parameter}

@@ -1,0 +1,201 @@
+"""The fused engine: a rule compiled by torch.compile, so that it passes over memory only once.
+
+One trace of a rule serves every size, learning rate and step: sizes are symbols in it, and numbers
+arrive in a small tensor. What a trace fixes is which state there is, which flags are set, the
+dtypes, the device and the number of threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import types
+from collections import defaultdict
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .carriers import Traced
+from .engines import Row, Table, in_memory_order
+
+# A call of compiled code costs some 20 to 100 µs, so it takes many tensors at once, one in each
+# lane. More lanes make a call cheaper for each tensor, and the first one, which compiles, longer.
+LANES = 8
+# Tensors of up to SMALL elements are copied together into one lane, PACK of them: that is cheaper
+# than a lane for each.
+SMALL = 2**12
+PACK = 64
+
+UNSCALE = "1 / grad_scale"
+Kind = tuple[Any, ...]  # a device and the dtypes of a row
+Tensors = list[Tensor] | tuple[Tensor, ...]
+Copy = tuple[Tensors, Tensors]
+Lane = list[Tensor]
+Kernel = Callable[..., None]
+_kernels: dict[object, tuple[Kernel, list[Lane]]] = {}
+
+
+def fused(
+    rule: Callable[..., None],
+    table: Table,
+    scalars: dict[str, Any],
+    grad_scale: Tensor | None = None,
+) -> None:
+    """Run the compiled rule on lanes of flat tensors.
+
+    Dense tensors are updated where they are. Small ones are copied together into one lane, others
+    that are not dense or not laid out alike into a lane each, and what was updated is copied back.
+
+    Args:
+        rule: the rule, written in words that :class:`Traced` knows.
+        table: what the rule works on.
+        scalars: its numbers, any of which may change from call to call, and its flags.
+        grad_scale: by how much the gradients are too large, one number. They stay as they are; the
+            rule is given them divided by it.
+    """
+    if grad_scale is not None:
+        scalars = scalars | {UNSCALE: 1 / grad_scale.item()}
+    fixed = {k: v for k, v in scalars.items() if v is None or isinstance(v, bool)}
+    numbers = {k: v for k, v in scalars.items() if k not in fixed}
+    values = torch.tensor(list(numbers.values()), dtype=torch.float64, device="cpu")
+    letters = tuple(table)
+    for kind, rows in _alike(table).items():
+        key = (rule, letters, *fixed.items(), *numbers, kind, torch.get_num_threads())
+        if key not in _kernels:
+            _kernels[key] = _compile(
+                rule, dict(zip(letters, rows[0], strict=True)), fixed, list(numbers), values
+            )
+        kernel, fillers = _kernels[key]
+        lanes, copies = _lanes(letters, rows, kind)
+        for start in range(0, len(lanes), LANES):
+            taken = lanes[start : start + LANES]
+            kernel(values, *chain(*taken, *fillers[len(taken) :]))
+        for originals, copied in copies:
+            torch._foreach_copy_(originals, copied)
+
+
+def _alike(table: Table) -> dict[Kind, list[tuple[Tensor, ...]]]:
+    """Rows put together by the dtypes of their tensors and the device."""
+    dtypes = (map(attrgetter("dtype"), column) for column in table.values())
+    devices = map(attrgetter("device"), table["p"])
+    alike: defaultdict[Kind, list[tuple[Tensor, ...]]] = defaultdict(list)
+    for row, *kind in zip(zip(*table.values(), strict=True), devices, *dtypes, strict=True):
+        alike[tuple(kind)].append(row)
+    return alike
+
+
+def _lanes(
+    letters: tuple[str, ...], rows: list[tuple[Tensor, ...]], kind: Kind
+) -> tuple[list[Lane], list[Copy]]:
+    """Rows as lanes, and what has to be copied back from lanes afterwards, to where."""
+    lanes: list[Lane] = []
+    small: list[tuple[Tensor, ...]] = []
+    copied: list[Copy] = []
+    for row in rows:
+        size = row[0].numel()
+        if size <= SMALL:
+            if size > 0:
+                small.append(row)
+        elif all(tensor.is_contiguous() for tensor in row):
+            lanes.append([tensor.view(-1) for tensor in row])
+        elif (flat := in_memory_order(dict(zip(letters, row, strict=True)))) is not None:
+            lanes.append(flat)
+        else:
+            dense = [t.clone(memory_format=torch.contiguous_format) for t in row]
+            lanes.append([tensor.view(-1) for tensor in dense])
+            copied += [((t,), (d,)) for t, d in zip(row, dense, strict=True)]
+    for start in range(0, len(small), PACK):
+        columns = list(zip(*small[start : start + PACK], strict=True))
+        lane, views = _pack(tuple([p.shape for p in columns[0]]), kind, threading.get_ident())
+        lanes.append(lane)
+        for originals, into in zip(columns, views, strict=True):
+            torch._foreach_copy_(into, originals)
+        copied += zip(columns, views, strict=True)
+    # All but the gradients, which no rule writes.
+    width, gradient = len(letters), letters.index("g")
+    return lanes, [pair for i, pair in enumerate(copied) if i % width != gradient]
+
+
+@lru_cache(maxsize=256)
+def _pack(
+    shapes: tuple[torch.Size, ...], kind: Kind, thread: int
+) -> tuple[Lane, list[list[Tensor]]]:
+    """A lane that holds tensors of these shapes one after another, and the views of them in it."""
+    device, *dtypes = kind
+    sizes = [shape.numel() for shape in shapes]
+    # Two elements more, because a trace takes sizes of 0 and 1 for special.
+    lane = [torch.ones(sum(sizes) + 2, dtype=dtype, device=device) for dtype in dtypes]
+    views = [
+        [piece.view(shape) for piece, shape in zip(flat.split([*sizes, 2]), shapes, strict=False)]
+        for flat in lane
+    ]
+    return lane, views
+
+
+def _compile(
+    rule: Callable[..., None], row: Row, fixed: dict[str, Any], names: list[str], values: Tensor
+) -> tuple[Kernel, list[Lane]]:
+    """Trace the rule over all lanes and compile it; also make fillers for lanes that stay empty."""
+    letters = tuple(row)
+
+    def run(values: Tensor, *tensors: Tensor) -> None:
+        numbers = dict(zip(names, values.unbind(), strict=True))
+        unscale = numbers.pop(UNSCALE, None)
+        for start in range(0, len(tensors), len(letters)):
+            lane = tensors[start : start + len(letters)]
+            carriers = {letter: Traced(t) for letter, t in zip(letters, lane, strict=True)}
+            if unscale is not None:
+                carriers["g"] = Traced(carriers["g"].tensor * unscale)
+            rule(**carriers, **numbers, **fixed)
+
+    # torch counts compilations for each code object and gives up after a few; so each kernel gets
+    # a code object of its own.
+    code = run.__code__.replace(co_name=f"fused_{getattr(rule, '__name__', 'rule')}")
+    own = types.FunctionType(code, run.__globals__, code.co_name, None, run.__closure__)
+    # Without guards, checks at each call of what the trace relies on: our key has checked it.
+    kernel = torch.compile(
+        own,
+        fullgraph=True,
+        dynamic=True,
+        options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
+    )
+
+    def lanes(sizes: list[int]) -> list[Lane]:
+        return [[t.new_ones(size) for t in row.values()] for size in sizes]
+
+    # The compiler plans for the sizes that it is shown: large, to be shared out to all threads; and
+    # no two alike, or it would take them for one symbol.
+    kernel(values, *chain(*lanes([2**16 + 2**7 * lane for lane in range(LANES)])))
+    return kernel, lanes([2] * LANES)
+
+
+@lru_cache(maxsize=1)
+def require_compiler() -> None:
+    """Look for what compiles CPU code, before any training begins.
+
+    Raises:
+        RuntimeError: there is no C++ compiler.
+    """
+    # The compiler's import logs a line where there is a CUDA toolkit but no GPU.
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    before, logger.disabled = logger.disabled, True
+    try:
+        # Takes more than a second, so not for those who compile nothing.
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+        from torch.utils import cpp_extension  # noqa: F401
+    finally:
+        logger.disabled = before
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise RuntimeError(
+            "fused=True compiles the update and needs a C++ compiler, but none was found: install "
+            "one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install) or name it in "
+            "the environment variable CXX; foreach and loop need none"
+        ) from error
