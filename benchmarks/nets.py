@@ -21,8 +21,10 @@ class Residual(nn.Sequential):
     """Adds what comes in to what goes out."""
 
     def forward(self, input: Tensor) -> Tensor:
-        changed: Tensor = super().forward(input)
-        return input + changed
+        output = input
+        for part in self:
+            output = part(output)
+        return input + output
 
 
 def build_net(

@@ -80,7 +80,7 @@ def _cures(setup: Setup) -> dict[str, Any]:
 def _train(
     setup: Setup, make: MakeOptimizer, lr: float, seed: int, times: int = 1
 ) -> dict[str, list[float]]:
-    """The curves of one training, looked at after each epoch over the few images."""
+    """The curves of one training, looked at after every epoch or two over the few images."""
     digits, count = setup.the_digits(), setup.sizes.few_images
     images, labels = digits.train_images[: count * times], digits.train_labels[: count * times]
     # Validation images lie behind all that any run trains on.
@@ -101,9 +101,10 @@ def _train(
             curve.setdefault(f"{name}_accuracy", []).append(float(f"{accuracy:.5g}"))
 
     per_epoch = math.ceil(count / BATCH)
+    every = per_epoch if setup.sizes.few_epochs < 30 else 2 * per_epoch
     learn(
         net, make(net.parameters(), lr=lr), images, labels, batch_size=BATCH,
-        steps=per_epoch * setup.sizes.few_epochs, seed=seed, look=look, look_every=per_epoch,
+        steps=per_epoch * setup.sizes.few_epochs, seed=seed, look=look, look_every=every,
     )  # fmt: skip
     return curve
 
@@ -151,8 +152,7 @@ def _fit(setup: Setup) -> Facts:
         angle = between(x).clamp(-1, 1).acos()
         return torch.stack([(k * angle).cos() for k in range(degree + 1)], -1)
 
-    spread = torch.rand(POINTS, generator=generator, dtype=torch.float64).sort().values
-    x = low + (high - low) * spread
+    x = torch.linspace(low, high, POINTS, dtype=torch.float64)
     y = truth.at(x[:, None]) + NOISE * torch.randn(POINTS, generator=generator, dtype=torch.float64)
     fine = torch.linspace(low, high, 301, dtype=torch.float64)
     exact = truth.at(fine[:, None])

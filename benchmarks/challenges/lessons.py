@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,3 +63,13 @@ def learn(
             if len(losses) == steps or done or not math.isfinite(losses[-1]):
                 return Lesson(losses, False)
     return Lesson(losses, False)
+
+
+def curve_of(losses: Sequence[float], size: int = 10) -> dict[str, list[float]]:
+    """Means of neighbouring steps, and the steps at which they end."""
+    starts = range(0, len(losses), size)
+    means = [sum(some) / len(some) for some in (losses[start : start + size] for start in starts)]
+    return {
+        "step": [min(start + size, len(losses)) for start in starts],
+        "loss": [float(f"{mean:.4g}") for mean in means],
+    }

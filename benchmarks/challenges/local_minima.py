@@ -143,7 +143,7 @@ def findings(facts: Facts) -> list[Finding]:
     ]
     for name, its in constant.items():
         ever = facts["other_starts_that_escape"]["constant"][name]
-        span = f" between {its['low']:g} and {its['high']:g}" if its["rates"] else ""
+        span = f" between {its['low']:.2g} and {its['high']:.2g}" if its["rates"] > 1 else ""
         found.append(
             Finding(
                 f"{CONTENDERS[name].title} escapes from the local minimum",

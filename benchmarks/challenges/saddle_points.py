@@ -34,8 +34,7 @@ SAMPLES = 24  # mini-batches whose gradients' variance is taken
 def measure(setup: Setup, on_progress: OnProgress) -> Facts:
     facts: Facts = {"rates": RATES, "shown_rate": SHOWN_RATE, "exponents": EXPONENTS}
     facts["escape_steps"] = {
-        name: _escapes(setup, name, lambda text, share, k=k: on_progress(text, (k + share) * 0.2))
-        for k, name in enumerate(("saddle", "monkey", "cubic"))
+        name: _escapes(setup, name, on_progress) for name in ("saddle", "monkey", "cubic")
     }
     facts["closed_form"] = {
         f"{lr:g}": [math.log(10**exponent) / math.log(1 + 2 * lr) for exponent in EXPONENTS]
@@ -73,7 +72,7 @@ def _escapes(setup: Setup, landscape: str, on_progress: OnProgress) -> Facts:
     for number, name in enumerate(setup.optimizers):
         contender = CONTENDERS[name]
         on_progress(f"{LANDSCAPES[landscape].title}, {contender.title}",
-                    number / len(setup.optimizers))  # fmt: skip
+                    0.6 * number / len(setup.optimizers))  # fmt: skip
         positions = walk(
             LANDSCAPES[landscape], contender.make_scratch, RATES, _starts(landscape),
             setup.sizes.escape_steps,

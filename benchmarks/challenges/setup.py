@@ -28,7 +28,7 @@ class Sizes:
     depths: tuple[int, ...] = (5, 10, 20, 30)
     width: int = 128
     images: int = 6000  # for deep nets to learn from
-    epochs: int = 10  # over those images
+    epochs: int = 8  # over those images
     few_images: int = 1000  # for nets to learn by heart
     few_epochs: int = 60  # over those images
     batches: tuple[int, ...] = (16, 64, 256, 1024)

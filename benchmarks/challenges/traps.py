@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-import statistics
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.challenges.lessons import learn
+from benchmarks.challenges.lessons import curve_of, learn
 from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup, log_spaced, titles
 from benchmarks.challenges.walks import rounded, walk
 from benchmarks.landscapes import LANDSCAPES
+from benchmarks.lookalikes import AVERAGING, EPS_INSIDE, LOOKALIKES, LR_IN_VELOCITY
 from benchmarks.nets import build_net
 from benchmarks.optimizers import CONTENDERS, MakeOptimizer
-from torch_scratch_optim import ScratchAdaGrad, ScratchMomentum, ScratchRMSProp
-from torch_scratch_optim.carriers import Carrier
-from torch_scratch_optim.optimizer import Group
 
 GRADIENTS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 EPS = 1e-6  # of the textbook that puts it inside the root (D2L); the same for both here
@@ -30,60 +27,13 @@ CLIPPED_AT = 1.0
 ROSENBROCK_STEPS = 500
 
 
-class AdaGradInside(ScratchAdaGrad):
-    """AdaGrad with ε inside the square root."""
-
-    @staticmethod
-    def rule(
-        p: Carrier, g: Carrier, s: Carrier, *, step_size: float, eps: float, **unused: object
-    ) -> None:
-        s.addcmul_(g, g)  # s ← s + g²
-        denom = s.add(eps).sqrt_()  # √(s + ε)
-        p.addcdiv_(g, denom, value=-step_size)  # fmt: skip
-
-
-class RMSPropInside(ScratchRMSProp):
-    """RMSProp with ε inside the square root."""
-
-    @staticmethod
-    def rule(
-        p: Carrier, g: Carrier, v: Carrier, *, lr: float, alpha: float, eps: float, **unused: object
-    ) -> None:
-        v.mul_(alpha).addcmul_(g, g, value=1 - alpha)  # v ← αv + (1 − α) g²
-        denom = v.add(eps).sqrt_()  # √(v + ε)
-        p.addcdiv_(g, denom, value=-lr)  # fmt: skip
-
-
-class AveragedMomentum(ScratchMomentum):
-    """Momentum as a running mean: v ← μv + (1 − μ) g, θ ← θ − γv."""
-
-    @staticmethod
-    def rule(
-        p: Carrier, g: Carrier, b: Carrier, *, lr: float, momentum: float, **unused: object
-    ) -> None:
-        b.mul_(momentum).add_(g, alpha=1 - momentum)
-        p.add_(b, alpha=-lr)  # fmt: skip
-
-
-class RateInVelocity(ScratchMomentum):
-    """Momentum as Sutskever writes it: v ← μv + γg, θ ← θ − v."""
-
-    @staticmethod
-    def rule(
-        p: Carrier, g: Carrier, b: Carrier, *, lr: float, momentum: float, **unused: object
-    ) -> None:
-        b.mul_(momentum).add_(g, alpha=lr)
-        p.add_(b, alpha=-1.0)  # fmt: skip
-
-    def new_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
-        return {"momentum_buffer": torch.zeros_like(p)}
-
-
-INSIDE: dict[str, MakeOptimizer] = {"adagrad": AdaGradInside, "rmsprop": RMSPropInside}
+INSIDE: dict[str, MakeOptimizer] = {
+    name: LOOKALIKES[EPS_INSIDE][name] for name in ("adagrad", "rmsprop")
+}
 MOMENTA: dict[str, MakeOptimizer] = {
-    "v ← μv + g,  θ ← θ − γv": ScratchMomentum,
-    "v ← μv + (1 − μ) g,  θ ← θ − γv": AveragedMomentum,
-    "v ← μv + γg,  θ ← θ − v": RateInVelocity,
+    "v ← μv + g": CONTENDERS["momentum"].scratch,
+    "v ← μv + (1 − μ)g": LOOKALIKES[AVERAGING]["momentum"],
+    "v ← μv + γg": LOOKALIKES[LR_IN_VELOCITY]["momentum"],
 }
 
 
@@ -146,16 +96,6 @@ def _losses(
     return curve_of(lesson.losses)
 
 
-def curve_of(losses: list[float], size: int = 10) -> dict[str, list[float]]:
-    """Means of neighbouring steps."""
-    starts = range(0, len(losses), size)
-    means = [statistics.fmean(losses[start : start + size]) for start in starts]
-    return {
-        "step": [min(start + size, len(losses)) for start in starts],
-        "loss": rounded(torch.tensor(means), 4),
-    }
-
-
 def _momenta() -> Facts:
     """Three formulas down one narrow valley; half-way the learning rate falls to a tenth."""
     lr, falls_at, steps = 5e-4, 40, 80
@@ -187,7 +127,8 @@ def _clipping(setup: Setup) -> Facts:
     valley, rates = LANDSCAPES["rosenbrock"], log_spaced(-5, 1, setup.sizes.rates)
     found: Facts = {"clipped_at": CLIPPED_AT, "steps": ROSENBROCK_STEPS, "rates": len(rates)}
     for kind, bend in (("free", None), ("clipped", clip)):
-        found[kind] = {}
+        by_name: Facts = {}
+        found[kind] = by_name
         for name in setup.optimizers:
             heights = valley.at(
                 walk(
@@ -197,17 +138,17 @@ def _clipping(setup: Setup) -> Facts:
             )[:, :, 0]  # fmt: skip
             last = torch.where(heights[-1].isfinite(), heights[-1], math.inf)
             best = int(last.argmin())
-            found[kind][name] = {"lr": rates[best], "height": last[best].item()}
-        found[f"{kind}_ranking"] = sorted(
-            found[kind], key=lambda name, kind=kind: found[kind][name]["height"]
-        )
+            by_name[name] = {"lr": rates[best], "height": last[best].item()}
+        ranking = sorted((its["height"], name) for name, its in by_name.items())
+        found[f"{kind}_ranking"] = [name for _, name in ranking]
     return found
 
 
 def clip(gradients: Tensor) -> Tensor:
     """As torch.nn.utils.clip_grad_norm_, for each walk by itself."""
     norms = gradients.norm(dim=-1, keepdim=True)
-    return gradients * (CLIPPED_AT / norms).clamp(max=1)
+    factors: Tensor = (CLIPPED_AT / norms).clamp(max=1)
+    return gradients * factors
 
 
 def findings(facts: Facts) -> list[Finding]:
@@ -222,7 +163,7 @@ def findings(facts: Facts) -> list[Finding]:
             Finding(
                 f"{CONTENDERS[name].title}: ε inside or outside the root is all the same",
                 f"ε = {EPS:g}: outside moves {ratios[0]:.2f} times as far at gradients of "
-                f"{GRADIENTS[0]:g}, {ratios[worst]:.0f} times at {GRADIENTS[worst]:g}",
+                f"{GRADIENTS[0]:g}, {ratios[worst]:.0f} times at {GRADIENTS[worst]:.0e}",
                 max(ratios) < 1.1,
             )
         )
@@ -230,7 +171,7 @@ def findings(facts: Facts) -> list[Finding]:
         out, inn = (loss[place]["loss"][-1] for place in ("outside", "inside"))
         found.append(
             Finding(
-                f"{CONTENDERS[name].title}: nor does the deep sigmoid net mind",
+                f"{CONTENDERS[name].title}: nor does the deep sigmoid net mind where it is",
                 f"training loss at the end {out:.3f} outside, {inn:.3f} inside",
                 abs(out - inn) < 0.1,
             )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks.challenges.lessons import learn
+from benchmarks.challenges.lessons import curve_of, learn
 from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup
 from benchmarks.challenges.walks import first_step, rounded, walk
 from benchmarks.landscapes import LANDSCAPES
@@ -38,7 +38,7 @@ RESCUES: dict[str, dict[str, Any]] = {
     "ReLU": {"name": "relu"},
     "ReLU, He initialisation": {"name": "relu", "initialisation": "chosen"},
 }
-RESCUE_DEPTHS = (5, 20)
+RESCUE_DEPTHS, RESCUE_WIDTH = (5, 20), 64
 RESCUE_RATES = {"sgd": (0.01, 0.1, 1.0), "adam": (1e-4, 1e-3, 1e-2)}  # three each: equal budgets
 CHANCE = 0.2  # an accuracy below this is no better than guessing, or hardly
 SCALES = tuple(10.0**-k for k in range(0, 17, 2))  # what the loss is multiplied by
@@ -82,7 +82,7 @@ def _scale(setup: Setup) -> Facts:
         for scale in SCALES:
             x = walk(
                 LANDSCAPES["tanh"], CONTENDERS[name].make_scratch, [TANH_RATE], [(4.0,)],
-                SCALE_STEPS, bend=lambda g, scale=scale: g * scale,
+                SCALE_STEPS, bend=partial(torch.mul, torch.tensor(scale)),
             )  # fmt: skip
             moved.append((x[0] - x[-1]).item())
         found["moved"][name] = moved
@@ -145,7 +145,7 @@ def _adam_in_depth(setup: Setup) -> Facts:
               batch_size=BATCH, steps=1, seed=setup.seed)  # fmt: skip
         gradients = [w.grad for w in layers if w.grad is not None]
         found["by_depth"][str(depth)] = {
-            # Of each layer: the typical gradient, and the typical move in units of the learning rate.
+            # Of each layer: the typical gradient, and the typical move ÷ the learning rate.
             "gradient": [g.double().square().mean().sqrt().item() for g in gradients],
             "move": [
                 ((w - old).double().square().mean().sqrt() / lr).item()
@@ -159,7 +159,8 @@ def _rescues(setup: Setup, on_progress: OnProgress) -> Facts:
     digits, sizes = setup.the_digits(), setup.sizes
     images, labels = digits.train_images[: sizes.images], digits.train_labels[: sizes.images]
     steps = sizes.epochs * math.ceil(len(labels) / BATCH)
-    found: Facts = {"images": len(labels), "steps": steps, "batch_size": BATCH, "by_depth": {}}
+    found: Facts = {"images": len(labels), "steps": steps, "batch_size": BATCH,
+                    "width": RESCUE_WIDTH, "by_depth": {}}  # fmt: skip
     jobs = [(depth, rescue) for depth in RESCUE_DEPTHS for rescue in RESCUES]
     for number, (depth, rescue) in enumerate(jobs):
         change = dict(RESCUES[rescue])
@@ -167,10 +168,10 @@ def _rescues(setup: Setup, on_progress: OnProgress) -> Facts:
         make = partial(CONTENDERS[optimizer].scratch, **CONTENDERS[optimizer].options)
         if "eps" in change:
             make = partial(make, eps=change.pop("eps"))
-        tries = []
+        tries: list[Facts] = []
         for lr in RESCUE_RATES[optimizer]:
             on_progress(f"{depth} layers, {rescue}, rate {lr:g}", number / len(jobs))
-            net = build_net(**{"name": "sigmoid", "seed": setup.seed, "width": sizes.width,
+            net = build_net(**{"name": "sigmoid", "seed": setup.seed, "width": RESCUE_WIDTH,
                                "depth": depth, **change})  # fmt: skip
             lesson = learn(
                 net, make(net.parameters(), lr=lr), images, labels,
@@ -179,7 +180,7 @@ def _rescues(setup: Setup, on_progress: OnProgress) -> Facts:
             net.eval()
             _, accuracy = evaluate(net, digits.test_images, digits.test_labels)
             tries.append({"lr": lr, "final_loss": statistics.fmean(lesson.losses[-20:]),
-                          "test_accuracy": accuracy, "loss": _means(lesson.losses)})  # fmt: skip
+                          "test_accuracy": accuracy, "loss": curve_of(lesson.losses)})  # fmt: skip
         finite = [one for one in tries if math.isfinite(one["final_loss"])]
         best = min(finite, key=lambda one: one["final_loss"])
         found["by_depth"].setdefault(str(depth), {})[rescue] = {
@@ -187,16 +188,6 @@ def _rescues(setup: Setup, on_progress: OnProgress) -> Facts:
             "accuracy_by_rate": {f"{one['lr']:g}": one["test_accuracy"] for one in tries},
         }  # fmt: skip
     return found
-
-
-def _means(losses: Sequence[float], size: int = 10) -> dict[str, list[float]]:
-    starts = range(0, len(losses), size)
-    return {
-        "step": [min(start + size, len(losses)) for start in starts],
-        "loss": [
-            float(f"{statistics.fmean(losses[start : start + size]):.4g}") for start in starts
-        ],
-    }
 
 
 def findings(facts: Facts) -> list[Finding]:
@@ -229,7 +220,8 @@ def findings(facts: Facts) -> list[Finding]:
     )
     deepest = str(gradients["depths"][-1])
     for claim, net in (
-        ("Xavier initialisation keeps the gradient of a sigmoid net", ("sigmoid", "chosen", "plain")),
+        ("Xavier initialisation keeps the gradient of a sigmoid net",
+         ("sigmoid", "chosen", "plain")),
         ("Xavier initialisation keeps the gradient of a tanh net", ("tanh", "chosen", "plain")),
         ("ReLU alone keeps the gradient", ("relu", "default", "plain")),
         ("He initialisation keeps the gradient of a ReLU net", ("relu", "chosen", "plain")),

@@ -44,7 +44,7 @@ def walk(
 
     `bend` turns the gradients, learning rate × start × coordinate, into those that are stepped on.
     """
-    walkers = [nn.Parameter(torch.tensor(starts, dtype=torch.float64)) for _ in rates]
+    walkers: list[Tensor] = [nn.Parameter(torch.tensor(starts, dtype=torch.float64)) for _ in rates]
     groups = [{"params": [p], "lr": lr} for p, lr in zip(walkers, rates, strict=True)]
     optimizer = make(groups, lr=rates[0])
     scheduler = schedule(optimizer, steps) if schedule is not None else None

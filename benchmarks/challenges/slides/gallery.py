@@ -37,9 +37,10 @@ def _page(key: str, facts: Facts) -> Figure:
     for minimum in landscape.minima:
         y = minimum[1] if len(minimum) == 2 else landscape.at(torch.tensor(minimum))
         map_.plot(minimum[0], y, "*", color="black", ms=20, zorder=6)
-    if landscape.minima and min(min(its["height"]) for its in by_name.values()) >= 0:
+    lowest = min(min(its["height"]) for its in by_name.values())
+    if landscape.minima and lowest >= 0:
         heights.set_yscale("log")
-        heights.set_ylim(bottom=1e-10)
+        heights.set_ylim(bottom=max(1e-10, lowest / 3))
     label(map_, f"${landscape.formula}$" if len(landscape.formula) < 60 else landscape.title)
     label(heights, "Height", "step")
     handles = [
@@ -52,6 +53,8 @@ def _page(key: str, facts: Facts) -> Figure:
     return figure
 
 
-def _levels(key: str) -> object:
+def _levels(key: str) -> int | list[float]:
     """Heights that grow by factors show a valley; equal ones a saddle or an egg box."""
-    return torch.logspace(-1, 4.5, 23).tolist() if key in ("rosenbrock", "beale") else 25
+    if key not in ("rosenbrock", "beale"):
+        return 25
+    return [float(level) for level in torch.logspace(-1, 4.5, 23)]

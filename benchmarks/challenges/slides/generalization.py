@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -40,9 +41,12 @@ def _turning(facts: Facts) -> Figure:
     ends = [its["turn"]["end"]["test_loss"] for its in facts["optimizers"].values()]
     panels[1].set_ylim(0.3, 1.25 * max(ends))
     panels[2].set_ylim(60, 100)
-    label(panels[0], "Training loss falls …", "epochs")
-    label(panels[1], "… test loss turns and rises …", "epochs")
-    label(panels[2], "… test accuracy hardly moves, %", "epochs")
+    turns = [its["turn"] for its in facts["optimizers"].values()]
+    rise = [turn["end"]["test_loss"] / turn["at"]["test_loss"] for turn in turns]
+    gain = [100 * (turn["end"]["test_accuracy"] - turn["at"]["test_accuracy"]) for turn in turns]
+    label(panels[0], "Training loss", "epochs")
+    label(panels[1], f"Test loss: × {min(rise):.2f} … {max(rise):.2f}\nafter its lowest", "epochs")
+    label(panels[2], f"Test accuracy, %:\n{min(gain):+.1f} … {max(gain):+.1f} meanwhile", "epochs")
     finish(figure, f"{facts['images']:,} images; circle: the lowest test loss",
            legend_of(facts["optimizers"]))  # fmt: skip
     return figure
@@ -98,8 +102,9 @@ def _gap(facts: Facts) -> Figure:
         panel.text(place, 0.02, f"{accuracy:.1%}\ncorrect", ha="center", fontsize=15,
                    color="white", fontweight="bold")  # fmt: skip
     panel.set_xticks(range(len(gaps)), [CONTENDERS[name].title for name in gaps])
-    label(panel, f"At equal training loss ({facts['equal_loss']:g}) the gap is not equal",
-          y="test loss − training loss")  # fmt: skip
+    means = sorted(map(statistics.fmean, gaps.values())) or [math.nan]
+    label(panel, f"Gap at equal training loss {facts['equal_loss']:g}: "
+          f"{means[0]:.2f} … {means[-1]:.2f}", y="test loss − training loss")  # fmt: skip
     finish(figure, "circles: seeds; below: test accuracy there", [])
     panel.tick_params(axis="x", labelsize=17)
     return figure
@@ -113,7 +118,7 @@ def _fit(facts: Facts) -> Figure:
         panel.plot(fit["fine"], fit["exact"], color="0.6", lw=3, ls=(0, (3, 2)), label="truth")
         panel.plot(fit["fine"], curve, color="black", lw=3, label="fit")
         panel.plot(fit["x"], fit["y"], "o", color="#D55E00", ms=8, label="data", zorder=5)
-        panel.set_ylim(-2.2, 2.8)
+        panel.set_ylim(-2.2, 3.6)
         word = {"1": "too stiff", str(fit["best_degree"]): "about right"}.get(degree, "by heart")
         label(panel, f"Degree {degree}: {word}", "x")
     panels[0].legend(fontsize=TICK, frameon=False, loc="upper left")
@@ -123,7 +128,7 @@ def _fit(facts: Facts) -> Figure:
                 label="against the truth")  # fmt: skip
     errors.set_yscale("log")
     errors.set_ylim(1e-3, 1e3)
-    errors.legend(fontsize=TICK, frameon=False, loc="upper left")
+    errors.legend(fontsize=TICK, frameon=False, loc="lower left")
     label(errors, "Mean square error", "degree")
     finish(figure, f"polynomials through {len(fit['x'])} noisy points", [])
     return figure

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -24,7 +26,7 @@ from benchmarks.optimizers import CONTENDERS
 from benchmarks.pictures import LABEL, TICK, TITLE, finish
 
 # Where a walk ends, in greys and hatches: the global minimum alone has the optimizer's colour.
-FILLS = {
+FILLS: dict[str, dict[str, Any]] = {
     LOCAL: {"facecolor": "0.72"},
     CYCLES: {"facecolor": "white", "hatch": "ooo", "edgecolor": "0.45"},
     LEFT: {"facecolor": "white", "hatch": "xx", "edgecolor": "0.72"},
@@ -101,9 +103,8 @@ def _map(facts: Facts, schedules: list[str]) -> Figure:
         if len(schedules) > 1:
             panel.text(-0.3, y + 0.5, schedule, ha="right", va="center", fontsize=TICK)
     for place, name in enumerate(names):
-        y = (place + 0.5) * len(schedules)
-        x = -0.5 if len(schedules) == 1 else -5.3
-        panel.text(x, y, CONTENDERS[name].title, ha="right", va="center", fontsize=TITLE,
+        middle, left = (place + 0.5) * len(schedules), -0.5 if len(schedules) == 1 else -5.3
+        panel.text(left, middle, CONTENDERS[name].title, ha="right", va="center", fontsize=TITLE,
                    fontweight="bold", color=CONTENDERS[name].colour)  # fmt: skip
         if place and len(schedules) > 1:
             panel.axhline(place * len(schedules), color="black", lw=1.2)
@@ -142,15 +143,15 @@ def _risks(facts: Facts) -> Figure:
     panel.plot(x, f, color="black", lw=4, label=f"true risk ${TRUE.formula}$")
     panel.plot(*_curve(EMPIRICAL), color="0.5", lw=3, ls=(0, (3, 1.5)),
                label=f"empirical risk ${EMPIRICAL.formula}$")  # fmt: skip
-    for kind, shade, below in (("true", "black", 0.32), ("empirical", "0.4", 0.32)):
+    for kind, shade, side in (("true", "black", 1), ("empirical", "0.4", -1)):
         its = facts["risks"][kind][GLOBAL]
         panel.plot(its["x"], its["f"], "*", color=shade, ms=22, zorder=5)
-        side = 1 if kind == "true" else -1
         panel.annotate(
-            f"{kind}: {its['x']:.3f}", (its["x"], its["f"]), (its["x"] + side * 0.42, its["f"] - 0.1),
-            ha="center", va="center", fontsize=LABEL, arrowprops={"arrowstyle": "-", "lw": 1.5},
+            f"{kind}: {its['x']:.3f}", (its["x"], its["f"]),
+            (its["x"] + side * 0.42, its["f"] - 0.1), ha="center", va="center",
+            fontsize=LABEL, arrowprops={"arrowstyle": "-", "lw": 1.5},
         )  # fmt: skip
-    panel.set_ylim(-1.6, 2.2)
+    panel.set_ylim(-1.6, 2.5)
     panel.legend(fontsize=LABEL, frameon=False, loc="upper left")
     label(panel, "The best of what we see is not the best of what is", "x", "risk")
     finish(figure, "stars: the minimizers", [])

@@ -16,7 +16,7 @@ from benchmarks.landscapes import LANDSCAPES, Landscape
 from benchmarks.optimizers import CONTENDERS
 from benchmarks.pictures import finish, legend_of
 
-BLACK = {"color": "black", "lw": 2.5, "ls": (0, (3, 2))}
+BLACK: dict[str, Any] = {"color": "black", "lw": 2.5, "ls": (0, (3, 2))}
 
 
 def draw(facts: Facts) -> Pictures:
@@ -95,6 +95,8 @@ def _paths(facts: Facts) -> Figure:
             x, y = zip(*path, strict=True)
             panel.plot(x, y, **{**look(optimizer, with_marker=True), "lw": 2, "ms": 6})
         panel.plot(*landscape.start, "s", color="black", ms=11, zorder=5)
+        panel.set_xticks([-1, 0, 1])
+        panel.set_yticks([-1, 0, 1])
         label(panel, f"${landscape.formula}$, from y₀ = {landscape.start[1]:g}", "x", "y")
     cubic = LANDSCAPES["cubic"]
     for optimizer, path in facts["paths"]["cubic"].items():
@@ -102,7 +104,7 @@ def _paths(facts: Facts) -> Figure:
     panels[2].axhline(0, color="black", lw=1)
     panels[2].set_ylim(-1.5, 1.1)
     panels[2].set_xlim(0, 100)
-    label(panels[2], f"${cubic.formula}$: who crosses the level place?", "step", "x")
+    label(panels[2], f"${cubic.formula}$: who gets below 0?", "step", "x")
     finish(figure, f"learning rate {facts['shown_rate']:g} for all; square: the start",
            legend_of(_names(facts), True))  # fmt: skip
     return figure
@@ -127,8 +129,8 @@ def _noise(facts: Facts) -> Figure:
     plateau.plot(batches, medians, **its)
     for batch, steps, row in zip(batches, medians, rows, strict=True):
         if math.isfinite(steps):
-            plateau.annotate(f"{row['images_seen']:,.0f}\nimages", (batch, steps), (0, 10),
-                             textcoords="offset points", ha="center", fontsize=13)  # fmt: skip
+            plateau.annotate(f"{row['images_seen']:,.0f}\nimages", (batch, steps), (9, 6),
+                             textcoords="offset points", ha="left", fontsize=13)  # fmt: skip
     plateau.set_ylim(0, 1.35 * max((step for step in medians if math.isfinite(step)), default=1))
     label(plateau, "Deep sigmoid net:\nsteps to leave the plateau", "batch size B")
     variance.plot(batches, [row["gradient_variance"] for row in rows], "o-", color="black", lw=3.5,
@@ -141,7 +143,7 @@ def _noise(facts: Facts) -> Figure:
     for panel in (plateau, variance):
         panel.set_xscale("log", base=2)
         panel.set_xticks(batches, [str(batch) for batch in batches])
-        panel.set_xlim(batches[0] / 2, batches[-1] * 2)
+        panel.set_xlim(batches[0] / 2, batches[-1] * 5)
     title = CONTENDERS[net["optimizer"]].title
     finish(figure, f"a larger batch buys less noise, not as many fewer steps "
            f"(deep net: {title}, rate {net['lr']:g})", legend_of(_names(facts), True))  # fmt: skip

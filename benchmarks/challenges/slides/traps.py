@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -10,7 +12,7 @@ from benchmarks.challenges.slides import Pictures, label, look, slide
 from benchmarks.optimizers import CONTENDERS
 from benchmarks.pictures import TICK, finish, legend_of
 
-DASHES = (0, (2, 1.2))
+DASHES: Any = (0, (2, 1.2))
 
 
 def draw(facts: Facts) -> Pictures:
@@ -38,14 +40,15 @@ def _page(facts: Facts) -> Figure:
     panels[0, 1].set_ylim(0, 2.7)
 
     momenta = facts["momenta"]
-    styles = ("-", (0, (1, 1)), DASHES)
+    styles: tuple[Any, ...] = ("-", (0, (1, 1)), DASHES)
     for (name, heights), style, shade in zip(
         momenta["height"].items(), styles, ("0.0", "0.35", "0.6"), strict=True
     ):
         panels[0, 2].plot(heights, color=shade, lw=3.5, ls=style, label=name)
-    panels[0, 2].axvline(momenta["falls_at"], color="0.4", lw=1.2)
-    panels[0, 2].text(momenta["falls_at"] + 1, 7.2, "γ falls to γ/10", fontsize=TICK)
-    panels[0, 2].legend(fontsize=11.5, frameon=False)
+    panels[0, 2].axvline(momenta["falls_at"], ymax=0.45, color="0.4", lw=1.5)
+    panels[0, 2].text(momenta["falls_at"] + 1, 6.6, "γ falls to γ/10", fontsize=TICK)
+    panels[0, 2].set_ylim(4.8, 9)
+    panels[0, 2].legend(fontsize=TICK, frameon=False, loc="upper right")
     label(panels[0, 2], "Three formulas,\none name: momentum", "step", "height (Rosenbrock)")
 
     divided = facts["divided_twice"]
@@ -57,20 +60,26 @@ def _page(facts: Facts) -> Figure:
     panels[1, 0].set_ylim(0, 2.5)
 
     clipping = facts["clipping"]
-    for panel, kind, title in ((panels[1, 1], "free", "Rosenbrock, gradient as it is"),
-                               (panels[1, 2], "clipped", "Rosenbrock, gradient clipped at "
-                                f"{clipping['clipped_at']:g}")):  # fmt: skip
-        for place, name in enumerate(clipping[f"{kind}_ranking"]):
+    kinds = (("free", "as it is"), ("clipped", f"clipped at {clipping['clipped_at']:g}"))
+    for panel, (kind, how) in zip(panels[1, 1:], kinds, strict=True):
+        ranking, tops = clipping[f"{kind}_ranking"], []
+        for rank, name in enumerate(ranking):
             its = clipping[kind][name]
-            panel.barh(place, max(its["height"], 1e-16), color=CONTENDERS[name].colour, left=1e-18)
-            panel.text(2e-18, place, f"{CONTENDERS[name].title}, γ = {its['lr']:.1g}: "
-                       f"{its['height']:.1e}", va="center", fontsize=TICK)  # fmt: skip
+            tops.append(f"{CONTENDERS[name].title}\nγ = {its['lr']:.2g}")
+            panel.barh(rank, its["height"], color=CONTENDERS[name].colour, height=0.7)
+            panel.text(1.5 * its["height"], rank, f"{its['height']:.0e}", va="center",
+                       fontsize=TICK)  # fmt: skip
         panel.set_xscale("log")
-        panel.set_xlim(1e-18, 1e3)
-        panel.set_yticks([])
+        panel.set_xlim(1e-7, 1e3)
+        panel.set_yticks(range(len(ranking)), tops)
         panel.invert_yaxis()
-        label(panel, f"{title}:\nbest on top", f"height after {clipping['steps']} steps")
+        label(panel, f"Rosenbrock, gradient\n{how}: best on top",
+              f"height after {clipping['steps']} steps")  # fmt: skip
     names = dict.fromkeys([*facts["eps"]["moved"], *divided["loss"]])
     black = [Line2D([], [], color="black", lw=3, ls=DASHES, label="the trap")]
-    finish(figure, "they look alike", [*legend_of([n for n in CONTENDERS if n in names]), *black])
+    finish(
+        figure,
+        "what looks alike and is not",
+        [*legend_of([n for n in CONTENDERS if n in names]), *black],
+    )
     return figure

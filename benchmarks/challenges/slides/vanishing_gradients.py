@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -14,10 +16,10 @@ from benchmarks.pictures import TICK, finish, legend_of
 
 GREYS = ("0.75", "0.55", "0.35", "0.0")
 MARKERS = ("o", "s", "^", "D")
-WIRINGS = {"plain": "-", "batch_norm": (0, (4, 1.5)), "residual": (0, (1, 1))}
+WIRINGS: dict[str, Any] = {"plain": "-", "batch_norm": (0, (4, 1.5)), "residual": (0, (1, 1))}
 WIRING_TITLES = {"plain": "plain", "batch_norm": "batch norm", "residual": "residual"}
 INITIALISATIONS = {"default": "0.0", "chosen": "0.6"}
-DEPTH_LINES = {"-": "o", "--": "s"}
+TITLES = {"sigmoid": "Sigmoid", "tanh": "Tanh", "relu": "ReLU"}
 
 
 def draw(facts: Facts) -> Pictures:
@@ -95,8 +97,8 @@ def _norms(facts: Facts) -> Figure:
                            ls=WIRINGS[wiring])  # fmt: skip
         better = "He" if activation == "relu" else "Xavier"
         factors = [by_init[i]["plain"][depth]["factor"] for i in INITIALISATIONS]
-        label(panel, f"{activation}: plain × {factors[0]:.2f},\n{better} × {factors[1]:.2f} a layer",
-              "layer")  # fmt: skip
+        story = f"plain × {factors[0]:.2f},\n{better} × {factors[1]:.2f} a layer"
+        label(panel, f"{TITLES[activation]}: {story}", "layer")  # fmt: skip
         panel.set_yscale("log")
     panels[0].set_ylabel("norm of the gradient", fontsize=15)
     handles = [
@@ -153,7 +155,7 @@ def _epsilon(facts: Facts) -> Figure:
     for name, moved in scale["moved"].items():
         left.plot(gradients, [max(m, 1e-12) for m in moved], **look(name, with_marker=True))
     left.axvline(1e-8, color="black", lw=2, ls=":")
-    left.text(1.6e-8, 3e-10, "ε = 1e-8", fontsize=TICK, rotation=90)
+    left.text(5e-8, 20, "ε = 1e-8", fontsize=TICK, ha="right")
     left.set_xscale("log")
     left.set_yscale("log")
     left.invert_xaxis()
@@ -161,9 +163,10 @@ def _epsilon(facts: Facts) -> Figure:
     label(left, f"s·tanh x: way made in {scale['steps']} steps", "gradient at the start")
     adam = facts["adam_in_depth"]
     for (depth, its), shade, marker in zip(adam["by_depth"].items(), GREYS, MARKERS, strict=False):
-        right.plot(range(1, len(its["move"]) + 1), its["move"], color=shade, marker=marker, lw=3,
-                   ms=8, label=f"{depth} layers")  # fmt: skip
-    right.legend(fontsize=15, frameon=False, loc="lower right")
+        move = its["move"]
+        right.plot(range(1, len(move) + 1), move, color=shade, marker=marker, lw=3, ms=8)
+        half_way = next(k for k, one in enumerate(move, start=1) if one > 0.5)
+        right.text(half_way + 0.6, 0.5, f"{depth}\nlayers", fontsize=15, va="center")
     label(right, "Deep sigmoid net: Adam's first step", "layer", "move ÷ learning rate")
     finish(
         figure, "below ε a scale-free method is plain gradient descent", legend_of(scale["moved"])
