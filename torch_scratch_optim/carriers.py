@@ -68,11 +68,23 @@ def _unwrap(other: Any) -> Any:
     return other.tensor if isinstance(other, Traced) else other
 
 
+# Words that take numbers, spelled for numbers that are tensors of no dimension.
+_SPELLED_OUT: dict[str, Callable[..., Tensor]] = {
+    "add": lambda x, y, alpha=1: x + y * alpha,
+    "sub": lambda x, y, alpha=1: x - y * alpha,
+    # One reciprocal for all elements: a division takes longer than to fetch what is divided.
+    "div": lambda x, y: x / y if y.ndim else x * (1 / y),
+    "lerp": lambda x, end, weight: x + (end - x) * weight,
+    "addcmul": lambda x, a, b, value=1: x + a * b * value,
+    "addcdiv": lambda x, a, b, value=1: x + a / b * value,
+}
+
+
 class Traced:
     """A tensor in a trace of torch.compile.
 
-    Numbers are tensors there, of no dimension and in float64, so that none is fixed in the trace
-    and ``1 - beta2`` loses nothing. So the words that take numbers are spelled as products.
+    Numbers are tensors there, of no dimension and in float64: so none of them is fixed in the
+    trace, and ``1 - beta2`` loses nothing.
 
     Args:
         tensor: a tensor of the trace.
@@ -82,30 +94,14 @@ class Traced:
         self.tensor = tensor
 
     def __getattr__(self, word: str) -> Callable[..., Traced]:
-        return lambda *others: Traced(getattr(self.tensor, word)(*map(_unwrap, others)))
+        def method(*others: Any, **numbers: Any) -> Traced:
+            spelled_out = _SPELLED_OUT.get(word.removesuffix("_"))
+            if spelled_out is None:
+                return Traced(getattr(self.tensor, word)(*map(_unwrap, others), **numbers))
+            result = spelled_out(self.tensor, *map(_unwrap, others), **numbers)
+            return Traced(self.tensor.copy_(result) if word.endswith("_") else result)
 
-    def add(self, other: Traced, alpha: Tensor) -> Traced:
-        return Traced(self.tensor + other.tensor * alpha)
-
-    def add_(self, other: Traced | Tensor, alpha: Tensor | None = None) -> Traced:
-        term = _unwrap(other)
-        return Traced(self.tensor.add_(term if alpha is None else term * alpha))
-
-    def lerp_(self, end: Traced, weight: Tensor) -> Traced:
-        return Traced(self.tensor.add_((end.tensor - self.tensor) * weight))
-
-    def div_(self, number: Tensor) -> Traced:
-        # One reciprocal for all: to divide each element takes longer than to fetch it.
-        return Traced(self.tensor.mul_(1 / number))
-
-    def addcmul(self, a: Traced, b: Traced, value: Any = 1) -> Traced:
-        return Traced(self.tensor + a.tensor * b.tensor * value)
-
-    def addcmul_(self, a: Traced, b: Traced, value: Any = 1) -> Traced:
-        return Traced(self.tensor.add_(a.tensor * b.tensor * value))
-
-    def addcdiv_(self, a: Traced, b: Traced, value: Any = 1) -> Traced:
-        return Traced(self.tensor.add_(a.tensor / b.tensor * value))
+        return method
 
 
 # A rule is generic over its carrier: mypy checks its body once with each of these two.

@@ -104,7 +104,7 @@ def random_model(dtype: torch.dtype = torch.float32, *, seed: int = 0) -> nn.Par
     random = torch.Generator().manual_seed(seed)
     shapes = {"matrix": (7, 5), "scalar": (), "long": (1000,), "waits": (3,)}
     return nn.ParameterDict(
-        {name: torch.randn(s, generator=random, dtype=dtype) for name, s in shapes.items()}
+        [(name, torch.randn(s, generator=random, dtype=dtype)) for name, s in shapes.items()]
     )
 
 
@@ -173,6 +173,7 @@ def compare(
                 mine = next(a)
             others = next(b)
             places = [place for place in mine | others if state or place[1] is None]
+            places.sort(key=(mine.keys() & others).__contains__)  # what is missing comes first
             found = (_divergence(step, key, mine.get(key), others.get(key)) for key in places)
             divergences += filter(None, found)
             compared += len(places)
