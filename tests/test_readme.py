@@ -31,12 +31,14 @@ def test_the_adam_on_show_is_the_adam_that_runs() -> None:
     assert equations(ADAM) == equations(inspect.getsource(adam.adam))
 
 
-@pytest.mark.parametrize("foreach", [False, True], ids=["loop", "foreach"])
-def test_your_own_optimizer_works(foreach: bool) -> None:
+@pytest.mark.parametrize(
+    "engine", [{"foreach": False}, {"foreach": True}, {"fused": True}], ids=str
+)
+def test_your_own_optimizer_works(engine: dict[str, bool]) -> None:
     scope: dict[str, Any] = {}
     exec(LION, scope)
     theta = torch.tensor([1.0, -2.0, 3.0], requires_grad=True)
-    lion: ScratchOptimizer = scope["Lion"]([theta], lr=0.1, weight_decay=0.5, foreach=foreach)
+    lion: ScratchOptimizer = scope["Lion"]([theta], lr=0.1, weight_decay=0.5, **engine)
 
     expected, m = theta.detach().clone(), torch.zeros(3)
     for gradient in (torch.tensor([1.0, -1.0, 0.0]), torch.tensor([-9.0, 0.5, 2.0])):
