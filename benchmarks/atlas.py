@@ -11,11 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.entrants import ENGINES, SIDES
+from benchmarks.entrants import ENGINES
 from benchmarks.lookalikes import LOOKALIKES, lookalike
 from benchmarks.optimizers import CONTENDERS
 from benchmarks.option_cases import Options, in_words
-from torch_scratch_optim.equivalence import Make, compare, random_gradients, random_model
+from torch_scratch_optim.equivalence import (
+    FAR,
+    Divergence,
+    Make,
+    compare,
+    random_gradients,
+    random_model,
+)
 
 Row = dict[str, Any]
 
@@ -31,9 +38,10 @@ PROMISED = ("ours-default", "ours-loop", "ours-foreach")  # to have the bits of 
 
 
 def implementations(engines: Sequence[str]) -> list[str]:
-    """What is compared with the reference: both sides' engines, then the look-alikes."""
-    names = [f"{side}-{engine}" for side in SIDES for engine in engines]
-    return [name for name in names if name != REFERENCE] + list(LOOKALIKES)
+    """What is compared with the reference: our engines, all other ones of torch, look-alikes."""
+    torchs = [f"torch-{engine}" for engine in ENGINES]
+    torchs.remove(REFERENCE)
+    return [f"ours-{engine}" for engine in engines] + torchs + list(LOOKALIKES)
 
 
 def compare_case(
@@ -78,7 +86,7 @@ def compare_case(
             found = [d.max_difference for d in certificate.divergences if d.state is None]
             row["max_difference"][name] = _largest(found)
             row["mismatches"][name] = len(certificate.divergences)
-            row["first"][name] = str(certificate.divergences[0])
+            row["first"][name] = _in_short(certificate.divergences[0])
     return row
 
 
@@ -99,6 +107,12 @@ def _maker(name: str, optimizer: str, options: Options) -> Make | None:
         raise NotImplementedError(f"{getattr(make, '__name__', make)} has no {missing[0]}=True")
     chosen = {option: on for option, on in wanted.items() if option in known}
     return partial(make, **{**contender.options, **options, **chosen})
+
+
+def _in_short(divergence: Divergence) -> str:
+    what = divergence.state or "parameter"
+    ulps = "not comparable" if divergence.ulps == FAR else f"{divergence.ulps:,} ulp"
+    return f"step {divergence.step}, {what} of {divergence.parameter}: {ulps}"
 
 
 def _largest(differences: list[float]) -> float | None:

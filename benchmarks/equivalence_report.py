@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmarks.atlas import FAILED, PROMISED, Row
 from benchmarks.lookalikes import AVERAGING, EPS_INSIDE, LR_IN_VELOCITY
 from benchmarks.optimizers import CONTENDERS
-from benchmarks.pictures import LABEL, TICK, TITLE, png
+from benchmarks.pictures import CAPTION, LABEL, TICK, TITLE, png
 from benchmarks.report import markdown
 from torch_scratch_optim.equivalence import FAR
 
@@ -148,6 +148,7 @@ def report(recorded: Recorded) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+NOWHERE = "0.9"  # the colour of what there is not
 GAP = 0.07  # between the blocks, which are squares of length 1
 LEAST, MOST = 1e-18, 10.0
 
@@ -191,7 +192,16 @@ def draw_atlas(recorded: Recorded) -> bytes:
     bar = figure.colorbar(colours, ax=panel, pad=0.01, fraction=0.03)
     bar.set_label("largest difference of parameters", fontsize=TICK)
     bar.ax.tick_params(labelsize=TICK)
-    figure.suptitle("…", fontsize=TITLE)
+    figure.suptitle(
+        "White: the bits of torch's loop. Rounding fades with precision, another formula does not",
+        fontsize=TITLE,
+    )
+    panel.set_xlabel(
+        f"in each block from left to right: {', '.join(settings['dtypes'])}; from top to bottom: "
+        f"the options; {settings['steps']} steps",
+        fontsize=CAPTION,
+        color="0.35",
+    )
     return png(figure)
 
 
@@ -206,31 +216,28 @@ def _draw_block(
 ) -> None:
     """A line for each option case, a column for each dtype."""
     size = 1 - GAP
+    centre = x + size / 2, y + size / 2
     columns = [_rows(recorded, optimizer, dtype) for dtype in recorded["settings"]["dtypes"]]
-    drawn = [
-        (column, line, row, len(rows))
-        for column, rows in enumerate(columns)
-        for line, row in enumerate(rows)
-        if name in row["max_ulps"]
-    ]
-    if not drawn:
-        panel.text(x + size / 2, y + size / 2, NONE, ha="center", va="center", fontsize=TITLE,
-                   color="0.5")  # fmt: skip
+    known = [row["max_ulps"][name] for rows in columns for row in rows if name in row["max_ulps"]]
+    if not known:
+        panel.text(*centre, "none", ha="center", va="center", fontsize=TICK, color="0.6")
         return
     width = size / len(columns)
-    for column, line, row, lines in drawn:
-        height = size / lines
-        panel.add_patch(
-            Rectangle((x + column * width, y + line * height), width, height, lw=0,
-                      facecolor=_colour(row, name, colours))
-        )  # fmt: skip
+    for column, rows in enumerate(columns):
+        height = size / max(len(rows), 1)
+        for line, row in enumerate(rows):
+            corner = (x + column * width, y + line * height)
+            colour = _colour(row, name, colours)
+            panel.add_patch(Rectangle(corner, width, height, facecolor=colour, lw=0))
     panel.add_patch(Rectangle((x, y), size, size, fill=False, edgecolor="0.6", lw=1))
-    if all(row["max_ulps"][name] == 0 for _, _, row, _ in drawn):
-        panel.text(x + size / 2, y + size / 2, "0", ha="center", va="center", fontsize=TITLE)
+    if not any(known):
+        panel.text(*centre, "0", ha="center", va="center", fontsize=TITLE, weight="bold")
 
 
 def _colour(row: Row, name: str, colours: ScalarMappable) -> Any:
+    if name not in row["max_ulps"]:
+        return NOWHERE
     if row["max_ulps"][name] == 0:
         return "white"
     difference = row["max_difference"][name]
-    return colours.to_rgba(math.inf if difference is None else max(difference, LEAST))
+    return colours.to_rgba(np.array(MOST if difference is None else max(difference, LEAST)))
