@@ -38,7 +38,8 @@ def test_your_own_optimizer_works(engine: dict[str, bool]) -> None:
     scope: dict[str, Any] = {}
     exec(LION, scope)
     theta = torch.tensor([1.0, -2.0, 3.0], requires_grad=True)
-    lion: ScratchOptimizer = scope["Lion"]([theta], lr=0.1, weight_decay=0.5, **engine)
+    lion: ScratchOptimizer = scope["Lion"]([theta], lr=0.1, weight_decay=0.5)
+    lion.param_groups[0].update(engine)
 
     expected, m = theta.detach().clone(), torch.zeros(3)
     for gradient in (torch.tensor([1.0, -1.0, 0.0]), torch.tensor([-9.0, 0.5, 2.0])):
