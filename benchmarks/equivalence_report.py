@@ -52,8 +52,9 @@ def verdict(recorded: Recorded) -> str:
         mine = [row for row in rows if name in row["max_ulps"]]
         if mine:
             wrong = sum(row["mismatches"].get(name, 0) for row in mine)
-            cases = f"{len(mine)} cases, {sum(row['compared'] for row in mine):,} tensors"
-            parts.append(f"{name}: {wrong:,} mismatches in {cases}")
+            tensors = sum(row["compared"] for row in mine)
+            scope = f"cases: {len(mine)}, tensors: {tensors:,}"
+            parts.append(f"{name}: {wrong:,} mismatches ({scope})")
     parts += [
         f"{row['optimizer']}, {row['options']}, {row['dtype']}, {name} {FAILED}: {problem}"
         for row in rows
