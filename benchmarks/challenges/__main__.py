@@ -195,6 +195,8 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> 
         kept = ", ".join(finished) or "nothing yet"
         say(console, f"Interrupted; finished and kept in {out}: {kept}")
         return exit_status(interruption)
+    if given.quick:
+        say(console, "Quick: these nets have hardly learnt, so that verdicts on them mean nothing.")
     for name, findings in finished.items():
         console.print(_table(EXPERIMENTS[name].title, findings))
     say(console, f"Pictures and {FACTS_FILE} are in {out}/{'|'.join(finished)}")

@@ -6,7 +6,7 @@ import io
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,13 @@ def keep(directory: Path, content: Mapping[str, Any], pictures: Mapping[str, byt
 
 def _write_events(directory: Path, facts: Any, pictures: Mapping[str, bytes]) -> None:
     writer = SummaryWriter(log_dir=str(directory))
-    for tag, value, step in scalars(facts):
-        if math.isfinite(value):  # a curve has a gap there
+    try:
+        for tag, value, step in scalars(facts):
             writer.add_scalar(tag, value, step)
-    for name, picture in pictures.items():
-        writer.add_image(name, imread(io.BytesIO(picture)), dataformats="HWC")
-    writer.close()
+        for name, picture in pictures.items():
+            writer.add_image(name, imread(io.BytesIO(picture)), dataformats="HWC")
+    finally:
+        writer.close()
 
 
 def scalars(facts: Any, tag: str = "") -> Iterator[tuple[str, float, int]]:
@@ -48,15 +49,23 @@ def scalars(facts: Any, tag: str = "") -> Iterator[tuple[str, float, int]]:
         for name, value in facts.items():
             below = f"{tag}/{name}" if tag else str(name)
             if isinstance(steps, list) and isinstance(value, list) and name != "step":
-                for step, one in zip(steps, value, strict=True):
-                    yield below, one, step
+                yield from _curve(below, steps, value)
             else:
                 yield from scalars(value, below)
     elif isinstance(facts, (list, tuple)):
-        if all(isinstance(one, (int, float)) for one in facts):
-            yield from ((tag, float(one), place) for place, one in enumerate(facts))
+        if all(one is None or isinstance(one, (int, float)) for one in facts):
+            yield from _curve(tag, range(len(facts)), facts)
         else:
             for place, one in enumerate(facts):
                 yield from scalars(one, f"{tag}/{place}")
     elif isinstance(facts, (int, float)) and not isinstance(facts, bool):
-        yield tag, float(facts), 0
+        yield from _curve(tag, [0], [facts])
+
+
+def _curve(
+    tag: str, steps: Iterable[int], values: Iterable[float | None]
+) -> Iterator[tuple[str, float, int]]:
+    """Where a value is not finite a curve has a gap."""
+    for step, value in zip(steps, values, strict=True):
+        if value is not None and math.isfinite(value):
+            yield tag, float(value), step

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks.challenges.lessons import learn
-from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup
+from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup, known
 from benchmarks.challenges.walks import first_step, rounded, walk
 from benchmarks.drawn import seeded_generator
 from benchmarks.landscapes import LANDSCAPES, Landscape
@@ -150,7 +150,7 @@ def _plateau(setup: Setup, on_progress: OnProgress) -> Facts:
                 images, labels, batch_size=batch, steps=setup.sizes.plateau_steps, seed=seed,
                 until=LEARNS,
             )  # fmt: skip
-            steps.append(lesson.steps if lesson.reached else math.nan)
+            steps.append(lesson.steps if lesson.reached else math.inf)
         norm, variance = _gradient_noise(setup, images, labels, batch)
         median = statistics.median(steps)
         found["by_batch"][str(batch)] = {
@@ -192,7 +192,7 @@ def findings(facts: Facts) -> list[Finding]:
             abs(steps - math.ceil(exact - 1e-9))
             for rate, exacts in facts["closed_form"].items()
             for steps, exact in zip(saddle["sgd"][rate], exacts, strict=False)
-            if math.isfinite(steps)
+            if known(steps)
         )
         found.append(
             Finding(
@@ -207,8 +207,8 @@ def findings(facts: Facts) -> list[Finding]:
     found.append(
         Finding(
             "from y₀ = 0 nobody escapes x² − y²",
-            f"{sum(map(math.isfinite, on_ridge))} of {len(on_ridge)} walks escaped",
-            not any(map(math.isfinite, on_ridge)),
+            f"{sum(map(known, on_ridge))} of {len(on_ridge)} walks escaped",
+            not any(map(known, on_ridge)),
             theory=True,
         )
     )
@@ -226,7 +226,7 @@ def findings(facts: Facts) -> list[Finding]:
     through = [
         CONTENDERS[name].title
         for name, by_rate in facts["escape_steps"]["monkey"].items()
-        if any(math.isfinite(steps[-1]) for steps in by_rate.values())
+        if any(known(steps[-1]) for steps in by_rate.values())
     ]
     found.append(
         Finding(
@@ -285,13 +285,15 @@ def _findings_of_noise(facts: Facts) -> list[Finding]:
             theory=True,
         )
     )
-    title = CONTENDERS[net["optimizer"]].title
-    found.append(
-        Finding(
-            "a larger batch leaves the deep net's plateau in fewer steps",
-            f"{title}, B = {small} → {large}: {a['median_steps']:.0f} → {b['median_steps']:.0f} "
-            f"steps, {a['images_seen']:,.0f} → {b['images_seen']:,.0f} images",
-            None if b["median_steps"] < a["median_steps"] else False,
+    if known(a["median_steps"]) and known(b["median_steps"]):
+        fewer = a["median_steps"] / b["median_steps"]
+        found.append(
+            Finding(
+                "a larger batch leaves the deep net's plateau in as many fewer steps",
+                f"{CONTENDERS[net['optimizer']].title}, B = {small} → {large}: "
+                f"{a['median_steps']:.0f} → {b['median_steps']:.0f} steps, "
+                f"{a['images_seen']:,.0f} → {b['images_seen']:,.0f} images",
+                bool(fewer > 0.5 * int(large) / int(small)),
+            )
         )
-    )
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,6 +83,11 @@ class Finding:
 
 def log_spaced(low: float, high: float, count: int) -> list[float]:
     return [float(f"{x:.4g}") for x in torch.logspace(low, high, count, dtype=torch.float64)]
+
+
+def known(value: float | None) -> bool:
+    """Whether there is a number; in a file, where JSON has no NaN, None says that there is none."""
+    return value is not None and math.isfinite(value)
 
 
 def titles(names: Iterable[str]) -> str:

@@ -100,7 +100,7 @@ def _gap(facts: Facts) -> Figure:
             at["test_accuracy"] for at in facts["optimizers"][name]["at_equal_loss"] if at
         )
         panel.text(place, 0.02, f"{accuracy:.1%}\ncorrect", ha="center", fontsize=15,
-                   color="white", fontweight="bold")  # fmt: skip
+                   color="black", fontweight="bold")  # fmt: skip
     panel.set_xticks(range(len(gaps)), [CONTENDERS[name].title for name in gaps])
     means = sorted(map(statistics.fmean, gaps.values())) or [math.nan]
     label(panel, f"Gap at equal training loss {facts['equal_loss']:g}: "

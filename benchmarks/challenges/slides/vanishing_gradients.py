@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.challenges.setup import Facts
+from benchmarks.challenges.setup import Facts, known
 from benchmarks.challenges.slides import Pictures, label, look, slide
 from benchmarks.challenges.vanishing_gradients import CHANCE
 from benchmarks.optimizers import CONTENDERS
@@ -45,8 +45,8 @@ def _tanh(facts: Facts) -> Figure:
         walks.plot(its["x"], **look(name))
     walks.axhline(0, color="black", lw=1)
     steps = [
-        f"{CONTENDERS[name].title} {its['steps_to_0']:.0f}" if its["steps_to_0"]
-        and its["steps_to_0"] == its["steps_to_0"] else f"{CONTENDERS[name].title} never"
+        f"{CONTENDERS[name].title} {its['steps_to_0']:.0f}" if known(its["steps_to_0"])
+        else f"{CONTENDERS[name].title} never"
         for name, its in tanh["by_optimizer"].items()
     ]  # fmt: skip
     label(shape, "tanh x is flat at x = 4", "x")
@@ -166,8 +166,13 @@ def _epsilon(facts: Facts) -> Figure:
         move = its["move"]
         right.plot(range(1, len(move) + 1), move, color=shade, marker=marker, lw=3, ms=8)
         half_way = next(k for k, one in enumerate(move, start=1) if one > 0.5)
-        right.text(half_way + 0.6, 0.5, f"{depth}\nlayers", fontsize=15, va="center")
-    label(right, "Deep sigmoid net: Adam's first step", "layer", "move ÷ learning rate")
+        right.text(half_way + 0.7, 0.5 if half_way > 1 else 0.83, depth, fontsize=17, va="center")
+    label(
+        right,
+        "Adam's first step in sigmoid nets of\n" + ", ".join(adam["by_depth"]) + " layers",
+        "layer",
+        "move ÷ learning rate",
+    )
     finish(
         figure, "below ε a scale-free method is plain gradient descent", legend_of(scale["moved"])
     )
