@@ -212,6 +212,11 @@ def test_no_steps_are_no_certificate(steps: Any) -> None:
         compare(sgd, sgd, steps=steps)
 
 
+def test_what_is_no_optimizer_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"to return a torch.optim.Optimizer, not None"):
+        compare(sgd, lambda params: None)  # type: ignore[arg-type, return-value]
+
+
 def test_an_optimizer_of_other_parameters_is_no_certificate() -> None:
     others = [nn.Parameter(torch.ones(3))]
     with pytest.raises(ValueError, match="Adam holds none of the parameters it was given"):

@@ -158,6 +158,7 @@ def compare(
         NaNs are equal whatever their payload. −0.0 and 0.0 differ, by one ulp.
 
     Raises:
+        TypeError: `make_a` or `make_b` does not return an optimizer.
         ValueError: `steps` is not a whole number from 1 up, or an optimizer holds none of the
             parameters that it was given.
     """
@@ -221,6 +222,8 @@ def _run(make: Make, model: nn.Module, gradients: Gradients) -> Iterator[dict[Pl
     model = copy.deepcopy(model)
     parameters = dict(model.named_parameters())
     optimizer = make(list(parameters.values()))
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"expected {make} to return a torch.optim.Optimizer, not {optimizer!r}")
     held = {p for group in optimizer.param_groups for p in group["params"]}
     if held.isdisjoint(parameters.values()):
         raise ValueError(f"{type(optimizer).__name__} holds none of the parameters it was given")
@@ -236,7 +239,8 @@ def _run(make: Make, model: nn.Module, gradients: Gradients) -> Iterator[dict[Pl
 
 
 def _real(value: Tensor | float) -> Tensor:
-    t = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    t = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    t = t.detach().cpu()  # a state may be on another device than its parameter
     return torch.view_as_real(t) if t.is_complex() else t
 
 
