@@ -77,7 +77,7 @@ LANDSCAPES: dict[str, Landscape] = {
     "wavy_sample": Landscape(
         "Two minima, seen through data", r"x\,\cos(\pi x) + 0.2\,\cos(5\pi x)",
         lambda x: _wavy(x) + 0.2 * torch.cos(5 * math.pi * x),
-        ((-1, 2),), (-0.9,), ((1.0169834031079086,),),
+        ((-1, 2),), (-0.7,), ((1.0169834031079086,),),
     ),
     "tanh": Landscape("Saturation", r"\tanh x", torch.tanh, ((-2, 5),), (4.0,)),
     "cubic": Landscape("Inflection", "x^3", lambda x: x**3, ((-1.5, 1.5),), (1.0,)),

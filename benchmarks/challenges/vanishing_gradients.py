@@ -239,6 +239,16 @@ def findings(facts: Facts) -> list[Finding]:
                 bool(0.9 < factor < 1.2),
             )
         )
+    together = gradients["nets"]["relu"]["chosen"]["residual"][deepest]["norms"][0]
+    alone = gradients["nets"]["relu"]["chosen"]["plain"][deepest]["norms"][0]
+    found.append(
+        Finding(
+            "He initialisation and residual connections go together",
+            f"{deepest} layers: the first one's gradient is {together:.1e} with both, "
+            f"{alone:.1e} with He initialisation alone",
+            bool(together < 10 * alone),
+        )
+    )
     for rescue in RESCUES:
         results = {d: by[rescue] for d, by in facts["rescues"]["by_depth"].items()}
         learns = [result["test_accuracy"] > CHANCE for result in results.values()]

@@ -210,6 +210,8 @@ def test_what_keeps_the_gradient_and_what_does_not(gradients: Facts) -> None:
         ("sigmoid", "default", "batch_norm"), ("sigmoid", "default", "residual"),
     ):  # fmt: skip
         assert 0.8 < factor(*kept) < 1.2, kept
+    he = gradients["nets"]["relu"]["chosen"]
+    assert he["residual"]["20"]["norms"][0] > 100 * he["plain"]["20"]["norms"][0]
 
 
 def test_tanh_holds_sgd_for_as_long_as_computed() -> None:

@@ -38,7 +38,7 @@ def _page(key: str, facts: Facts) -> Figure:
         y = minimum[1] if len(minimum) == 2 else landscape.at(torch.tensor(minimum))
         map_.plot(minimum[0], y, "*", color="black", ms=20, zorder=6)
     lowest = min(min(its["height"]) for its in by_name.values())
-    if landscape.minima and lowest >= 0:
+    if landscape.minima and abs(landscape.at(torch.tensor(landscape.minima[0]))) < 1e-9:
         heights.set_yscale("log")
         heights.set_ylim(bottom=max(1e-10, lowest / 3))
     label(map_, f"${landscape.formula}$" if len(landscape.formula) < 60 else landscape.title)

@@ -78,7 +78,7 @@ def _paths(facts: Facts) -> Figure:
     first.annotate(f"local\n{minima[LOCAL]['x']:.4f}", (minima[LOCAL]["x"], minima[LOCAL]["f"]),
                    (minima[LOCAL]["x"], -0.95), ha="center", fontsize=LABEL)  # fmt: skip
     first.annotate(f"global\n{minima[GLOBAL]['x']:.4f}", (minima[GLOBAL]["x"], 0),
-                   (1.4, 0.1), ha="center", fontsize=LABEL)  # fmt: skip
+                   (minima[GLOBAL]["x"], -0.6), ha="center", fontsize=LABEL)  # fmt: skip
     first.plot(facts["start"], TRUE.at(torch.tensor([facts["start"]])), "s", color="black", ms=11)
     first.text(facts["start"] + 0.12, 0.9, "start", fontsize=LABEL)
     label(first, f"f(x) = ${TRUE.formula}$")
