@@ -2,8 +2,11 @@
 
 Three floors, each importing only from those below it:
 
-* ground: command, data, drawn, landscapes, memory, nets, optimizers, record, shapes
+* ground: command, data, drawn, landscapes, memory, nets, optimizers, record, shapes;
+  option_cases and lookalikes (other formulas of the same names)
 * middle: trainee and training (one run), report and pictures (from what was recorded);
-  entrants and stopwatch (the time of steps), step_report (from what was recorded)
-* top: mnist and its mnist_options, step_time, readme (which fills in the README's tables)
+  entrants and stopwatch (the time of steps), step_report (from what was recorded);
+  atlas (bit by bit against torch), equivalence_report (from what was recorded)
+* top: mnist and its mnist_options, step_time, equivalence, challenges (a house of its own),
+  readme (which fills in the README's tables)
 """

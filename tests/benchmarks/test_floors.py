@@ -9,10 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = [
-    {"command", "data", "drawn", "landscapes", "memory", "nets", "optimizers", "record", "shapes"},
-    {"trainee", "training", "report", "pictures", "entrants", "stopwatch", "step_report"},
-    {"mnist", "mnist_options", "step_time", "readme"},
-]
+    {"command", "data", "drawn", "landscapes", "lookalikes", "memory", "nets", "optimizers",
+     "option_cases", "record", "shapes"},
+    {"trainee", "training", "report", "pictures", "entrants", "stopwatch", "step_report", "atlas",
+     "equivalence_report"},
+    {"mnist", "mnist_options", "step_time", "equivalence", "readme"},
+]  # fmt: skip
 
 
 def imported(path: Path) -> set[str]:
