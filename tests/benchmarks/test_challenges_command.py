@@ -10,12 +10,15 @@ from typing import Any, NoReturn
 
 import matplotlib as mpl
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks.challenges import __main__ as command
+from benchmarks.challenges import gallery, vanishing_gradients
 from benchmarks.challenges.__main__ import EXPERIMENTS, OF_ALL, main
 from benchmarks.challenges.keeping import FACTS_FILE, keep, scalars
 from benchmarks.challenges.setup import Sizes
 from benchmarks.data import DRAWN_NAME
+from benchmarks.landscapes import LANDSCAPES
 from tests.benchmarks.files import events, read
 from tests.benchmarks.test_floors import ROOT, imported
 
@@ -32,7 +35,11 @@ RESULTS = ROOT / "benchmarks" / "results" / "challenges"
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "job"
     looks = dict(mpl.rcParams)
-    main([*DRAWN, "--gallery", "--out", str(out)], TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        few = {name: LANDSCAPES[name] for name in ("wavy", "rosenbrock")}
+        patch.setattr(gallery, "LANDSCAPES", few)
+        patch.setattr(vanishing_gradients, "TANH_STEPS_OF_SGD", 200)
+        main([*DRAWN, "--gallery", "--out", str(out)], TINY)
     assert dict(mpl.rcParams) == looks, "the settings of matplotlib belong to the caller"
     return out
 
@@ -75,6 +82,9 @@ def test_an_interruption_keeps_what_is_finished(
     monkeypatch.setitem(command.EXPERIMENTS, "saddle_points", broken)
     out = tmp_path / "out"
     names = ("local_minima", "saddle_points")
+    # One picture is enough here.
+    quick = dataclasses.replace(EXPERIMENTS["local_minima"], draw=lambda facts: {"f": Figure()})
+    monkeypatch.setitem(command.EXPERIMENTS, "local_minima", quick)
     assert main([*names, *DRAWN, "--out", str(out)], TINY) == 130
     assert [path.name for path in out.iterdir()] == ["local_minima"]
     read(out / "local_minima" / FACTS_FILE)
