@@ -69,7 +69,8 @@ FACTS = {
     "compared": "tensors: every parameter and every state after every step; of look-alikes the "
     "parameters alone",
     "max_ulps": "the largest distance of two numbers, over all steps, in representable numbers; "
-    "2**63 - 1 stands for NaN against a number. Small differences of numbers near zero are many",
+    "2**63 - 1 stands for more than that and for NaN against a number. Small differences of "
+    "numbers near zero are many",
     "max_difference": "the largest absolute difference of two parameters, which start normally "
     "distributed; null: NaN or infinity against a number. Only where something differs",
     "gradients": "normally distributed, in each parameter scaled from 10 at its first element down "

@@ -26,13 +26,21 @@ Recorded = dict[str, Any]
 NONE = "-"
 EXPLANATION = (
     "The largest distance from torch's loop (foreach=False) in ulps, over all options and steps: "
-    "0 is the same bits in every parameter and state. NaN: against a number. Small differences of "
-    "numbers near zero are many ulps. -: there is no such implementation."
+    "0 is the same bits in every parameter and state. far: NaN against a number, or 2⁶³ and more. "
+    "Small differences of numbers near zero are many ulps. -: there is no such implementation."
 )
 HEADINGS = {
     EPS_INSIDE: ("ε inside", "the root"),
     AVERAGING: ("v ← μv", "+ (1−μ) g"),
     LR_IN_VELOCITY: ("v ← μv", "+ γ g"),
+}
+
+NARROW = {
+    "default": "de-\nfault",
+    "foreach": "for-\neach",
+    EPS_INSIDE: "ε in\nroot",
+    AVERAGING: "(1−μ)\ng",
+    LR_IN_VELOCITY: "γ g",
 }
 
 
@@ -75,13 +83,19 @@ def _number(ulps: int | None) -> str:
     if ulps is None:
         return NONE
     if ulps == FAR:
-        return "NaN"
+        return "far"
     return str(ulps) if ulps < 10_000 else f"{ulps:.0e}".replace("e+", "e")
 
 
 def _heading(name: str) -> tuple[str, str]:
     side, _, engine = name.partition("-")
     return HEADINGS.get(name, (side, engine))
+
+
+def _narrow(name: str) -> str:
+    """A heading for a terminal of 80 columns."""
+    side, engine = _heading(name)
+    return NARROW.get(name, f"{side}\n{NARROW.get(engine, engine)}")
 
 
 def _cells(recorded: Recorded) -> list[list[str]]:
@@ -104,11 +118,11 @@ def _rows(recorded: Recorded, optimizer: str, dtype: str) -> list[Row]:
 
 
 def terminal_table(recorded: Recorded) -> Table:
-    table = Table(title="ulps from torch's loop", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title="ulps from torch's loop", box=box.SIMPLE_HEAD, padding=0)
     for heading in ("optimizer", "dtype"):
         table.add_column(heading, no_wrap=True)
     for name in recorded["settings"]["implementations"]:
-        table.add_column("\n".join(_heading(name)), justify="right")
+        table.add_column(_narrow(name), justify="right", no_wrap=True)
     for line in _cells(recorded):
         table.add_row(*line)
     return table
