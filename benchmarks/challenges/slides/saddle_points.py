@@ -69,7 +69,9 @@ def _by_rate(facts: Facts) -> Figure:
         label(panel, f"γ = {lr:g}", "distance y₀")
     panels[0].set_ylabel("steps to escape", fontsize=15)
     legend = [*legend_of(_names(facts), True), Line2D([], [], **BLACK, label="SGD in theory")]
-    finish(figure, "the saddle x² − y²: SGD and Momentum pay for every digit of y₀", legend)
+    finish(
+        figure, "the saddle x² − y² from ever closer to its ridge, at each learning rate", legend
+    )
     return figure
 
 
@@ -144,7 +146,11 @@ def _noise(facts: Facts) -> Figure:
         panel.set_xscale("log", base=2)
         panel.set_xticks(batches, [str(batch) for batch in batches])
         panel.set_xlim(batches[0] / 2, batches[-1] * 5)
-    title = CONTENDERS[net["optimizer"]].title
-    finish(figure, f"a larger batch buys less noise, not as many fewer steps "
-           f"(deep net: {title}, rate {net['lr']:g})", legend_of(_names(facts), True))  # fmt: skip
+    story = f"deep net: {CONTENDERS[net['optimizer']].title}, learning rate {net['lr']:g}"
+    if math.isfinite(medians[0]) and math.isfinite(medians[-1]):
+        story += (
+            f"; {batches[-1] // batches[0]} × the batch leaves the plateau in "
+            f"1/{medians[0] / medians[-1]:.1f} of the steps"
+        )
+    finish(figure, story, legend_of(_names(facts), True))
     return figure
