@@ -7,7 +7,9 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import engines
 from .carriers import Carrier
+from .engines import Engine
 from .optimizer import Group, ScratchOptimizer, check_options, loss_gradient
 
 
@@ -46,13 +48,12 @@ class ScratchAdaGrad(ScratchOptimizer):
         eps: ε ≥ 0, added to the denominator. Default 1e-10.
         foreach: False moves one tensor per operation; True and None move many. Same result.
         maximize: ascend instead of descend.
-        differentiable: not supported yet.
+        differentiable: let gradients flow through :meth:`step`; slow.
         fused: True compiles the rule, which takes seconds at the first step, and is fastest after
             that; needs a C++ compiler. Equal up to rounding.
 
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range.
-        NotImplementedError: for ``differentiable=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
     **Paper.** Duchi, Hazan and Singer, *Adaptive subgradient methods for online learning and
@@ -112,6 +113,11 @@ class ScratchAdaGrad(ScratchOptimizer):
         initial = self.defaults["initial_accumulator_value"]
         state["sum"].fill_(complex(initial, initial) if p.is_complex() else initial)
         return state
+
+    def sparse_engine(self, group: Group) -> Engine:
+        if group["weight_decay"] != 0:
+            raise RuntimeError("weight_decay option is not compatible with sparse gradients")
+        return engines.touched
 
     def scalars(self, t: float, group: Group) -> dict[str, Any]:
         return {

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .carriers import Carrier
+from .engines import Engine
 from .optimizer import Group, ScratchOptimizer, check_options, loss_gradient
 
 
@@ -60,7 +61,7 @@ class ScratchAdam(ScratchOptimizer):
         foreach: False moves one tensor per operation; True and None move many. Same result.
         maximize: ascend instead of descend.
         capturable: not supported yet.
-        differentiable: not supported yet.
+        differentiable: let gradients flow through :meth:`step`; slow.
         fused: True compiles the rule, which takes seconds at the first step, and is fastest after
             that; needs a C++ compiler. Equal up to rounding.
         decoupled_weight_decay: decay the parameters themselves, as :class:`ScratchAdamW` does.
@@ -68,7 +69,7 @@ class ScratchAdam(ScratchOptimizer):
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range, or for a tensor `lr`
             or tensor `betas` together with ``foreach=True``.
-        NotImplementedError: for ``capturable=True`` or ``differentiable=True``.
+        NotImplementedError: for ``capturable=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
     **Papers.** Kingma and Ba, *Adam: a method for stochastic optimization* (2015); Reddi, Kale and
@@ -148,8 +149,8 @@ class ScratchAdam(ScratchOptimizer):
             "maximize": group["maximize"],
         }
 
-    def _sparse_error(self) -> RuntimeError:
-        return RuntimeError(
+    def sparse_engine(self, group: Group) -> Engine:
+        raise RuntimeError(
             "Adam does not support sparse gradients, please consider SparseAdam instead"
         )
 

@@ -65,41 +65,49 @@ def is_half_on_cpu(tensor: Tensor) -> bool:
 def _unwrap(other: Any) -> Any:
     if isinstance(other, TensorList):
         return other.tensors
-    return other.tensor if isinstance(other, Traced) else other
+    return other.tensor if isinstance(other, Functional) else other
 
 
-# Words that take numbers, spelled for numbers that are tensors of no dimension.
+def _add(x: Tensor, y: Tensor, alpha: float | Tensor = 1) -> Tensor:
+    return x + y * alpha if isinstance(alpha, Tensor) else torch.add(x, y, alpha=alpha)
+
+
+# Words that take numbers, spelled so that the numbers may be tensors of no dimension.
 _SPELLED_OUT: dict[str, Callable[..., Tensor]] = {
-    "add": lambda x, y, alpha=1: x + y * alpha,
-    "sub": lambda x, y, alpha=1: x - y * alpha,
+    "add": _add,
+    "sub": lambda x, y, alpha=1: _add(x, y, -alpha),
     # One reciprocal for all elements: a division takes longer than to fetch what is divided.
-    "div": lambda x, y: x / y if y.ndim else x * (1 / y),
+    "div": lambda x, y: x / y if getattr(y, "ndim", 0) else x * (1 / y),
     "lerp": lambda x, end, weight: x + (end - x) * weight,
-    "addcmul": lambda x, a, b, value=1: x + a * b * value,
-    "addcdiv": lambda x, a, b, value=1: x + a / b * value,
+    "addcmul": lambda x, a, b, value=1: _add(x, a * b, value),
+    "addcdiv": lambda x, a, b, value=1: _add(x, a / b, value),
+    "copy": lambda x, y: y.clone(),
 }
 
 
-class Traced:
-    """A tensor in a trace of torch.compile.
+class Functional:
+    """A tensor that is never written: what would change it in place makes it stand for a new one.
 
-    Numbers are tensors there, of no dimension and in float64: so none of them is fixed in the
-    trace, and ``1 - beta2`` loses nothing.
+    Numbers may be tensors, so that a trace of torch.compile fixes none of them, and derivatives
+    can be taken with respect to them.
 
     Args:
-        tensor: a tensor of the trace.
+        tensor: the tensor that it stands for at first.
     """
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
-    def __getattr__(self, word: str) -> Callable[..., Traced]:
-        def method(*others: Any, **numbers: Any) -> Traced:
-            spelled_out = _SPELLED_OUT.get(word.removesuffix("_"))
-            if spelled_out is None:
-                return Traced(getattr(self.tensor, word)(*map(_unwrap, others), **numbers))
-            result = spelled_out(self.tensor, *map(_unwrap, others), **numbers)
-            return Traced(self.tensor.copy_(result) if word.endswith("_") else result)
+    def __getattr__(self, word: str) -> Callable[..., Functional]:
+        plain = word.removesuffix("_")
+
+        def method(*others: Any, **numbers: Any) -> Functional:
+            operation = _SPELLED_OUT.get(plain) or getattr(Tensor, plain)
+            result = operation(self.tensor, *map(_unwrap, others), **numbers)
+            if plain == word:
+                return Functional(result)
+            self.tensor = result
+            return self
 
         return method
 

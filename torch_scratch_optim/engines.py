@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .carriers import TensorList, is_half_on_cpu
+from .carriers import Functional, TensorList, is_half_on_cpu
 
 Table = dict[str, list[Tensor]]
 Row = dict[str, Tensor]
@@ -60,6 +60,34 @@ def foreach(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) ->
             rule(**lists, **scalars)
 
 
+def differentiable(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
+    """Run the rule so that gradients flow through it, also to scalars that are tensors."""
+    for row in rows_of(table):
+        functional(rule, row, scalars)
+
+
+def functional(rule: Callable[..., None], row: Row, scalars: dict[str, Any]) -> None:
+    """Run the rule without writing anything, and then write the results."""
+    # On copies: a backward pass may need what was there before.
+    carriers = {letter: Functional(tensor.clone()) for letter, tensor in row.items()}
+    rule(**carriers, **scalars)
+    for letter, tensor in row.items():
+        if letter != "g":
+            tensor.copy_(carriers[letter].tensor)
+
+
+def touched(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
+    """Run the rule on the entries that a sparse gradient has: gather them, scatter them back."""
+    for row in rows_of(table):
+        g = row.pop("g").coalesce()
+        where = tuple(g.indices())
+        entries = {letter: tensor[where] for letter, tensor in row.items()}
+        # torch works with sparse tensors here, which round after each product and sum.
+        functional(rule, entries | {"g": g.values()}, scalars)
+        for letter, tensor in row.items():
+            tensor.index_put_(where, entries[letter])
+
+
 def rows_of(table: Table) -> Iterator[Row]:
     return (dict(zip(table, row, strict=False)) for row in zip(*table.values(), strict=False))
 
@@ -88,7 +116,9 @@ def in_memory_order(row: Row) -> list[Tensor] | None:
     """One-dimensional views of a row's tensors, if all are dense and laid out alike."""
     p = row["p"]
     order = sorted(range(p.ndim), key=p.stride, reverse=True)
-    if not p.permute(order).is_contiguous() or any(t.stride() != p.stride() for t in row.values()):
+    if not p.permute(order).is_contiguous() or row["g"].is_sparse:
+        return None
+    if any(tensor.stride() != p.stride() for tensor in row.values()):
         return None
     return [tensor.permute(order).view(-1) for tensor in row.values()]
 

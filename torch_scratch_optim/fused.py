@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .carriers import Traced
-from .engines import Row, Table, in_memory_order
+from .engines import Row, Table, functional, in_memory_order
 
 # A call of compiled code costs some 20 to 100 µs, so it takes many tensors at once, one in each
 # lane. More lanes make a call cheaper for each tensor, and the first one, which compiles, longer.
@@ -52,7 +51,7 @@ def fused(
     that are not dense or not laid out alike into a lane each, and what was updated is copied back.
 
     Args:
-        rule: the rule, written in words that :class:`Traced` knows.
+        rule: the rule, written in words that :class:`~.carriers.Functional` knows.
         table: what the rule works on.
         scalars: its numbers, any of which may change from call to call, and its flags.
         grad_scale: by how much the gradients are too large, one number. They stay as they are; the
@@ -148,10 +147,10 @@ def _compile(
         unscale = numbers.pop(UNSCALE, None)
         for start in range(0, len(tensors), len(letters)):
             lane = tensors[start : start + len(letters)]
-            carriers = {letter: Traced(t) for letter, t in zip(letters, lane, strict=True)}
+            row = dict(zip(letters, lane, strict=True))
             if unscale is not None:
-                carriers["g"] = Traced(carriers["g"].tensor * unscale)
-            rule(**carriers, **numbers, **fixed)
+                row["g"] = row["g"] * unscale
+            functional(rule, row, numbers | fixed)
 
     # torch counts compilations for each code object and gives up after a few; so each kernel gets
     # a code object of its own.

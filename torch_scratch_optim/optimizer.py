@@ -66,7 +66,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
     Raises:
         TypeError, ValueError: in torch's words, for an empty parameter list, a non-leaf tensor and
             the like.
-        NotImplementedError: for ``capturable=True`` and ``differentiable=True``.
+        NotImplementedError: for ``capturable=True``.
     """
 
     rule: ClassVar[Callable[..., None]]
@@ -114,42 +114,62 @@ class ScratchOptimizer(torch.optim.Optimizer):
             What `closure` returned, or None without one.
 
         Raises:
-            RuntimeError: a gradient is sparse, or a CUDA graph is being captured, in which the step
-                count, a number on the host, would be frozen. No parameter and no state has changed.
+            RuntimeError: a gradient is sparse, which the optimizer does not support; or a CUDA
+                graph is being captured, in which the step count, a number on the host, would be
+                frozen. No parameter and no state has changed.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # GradScaler sets these two for the time of a step.
+        # GradScaler sets `found_inf` and `grad_scale` for the time of a step.
         if (found_inf := getattr(self, "found_inf", None)) is not None and found_inf.item():
             return loss
-        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
         if self.counts_steps and _is_capturing():
             raise RuntimeError(
                 "Attempting CUDA graph capture of step() for an instance of "
                 f"{type(self).__name__} but param_groups' capturable is False."
             )
-        work = []
+        work: list[tuple[Group, list[Tensor], Engine]] = []
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            grads = [p.grad for p in params]
+            dense = [p for p in group["params"] if (g := p.grad) is not None and not g.is_sparse]
+            work.append((group, dense, self._engine(group, dense)))
             # Before any state is made: a first step that fails must remain a first step.
-            if any(g.is_sparse for g in grads):
-                raise self._sparse_error()
-            work.append((group, params, grads))
-        for group, params, grads in work:
-            table, counts = self._table(group, params, grads)
-            for t, alike in _by_step(table, counts):
-                engine = _engine_for(group, alike, grad_scale)
-                engine(self.rule, alike, _numbers(self.scalars(t, group)))
+            if sparse := [p for p in group["params"] if (g := p.grad) is not None and g.is_sparse]:
+                work.append((group, sparse, self.sparse_engine(group)))
+        with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
+            for group, params, engine in work:
+                for t, table in self._tables(group, params):
+                    scalars = self.scalars(t, group)
+                    engine(
+                        self.rule,
+                        table,
+                        scalars if group.get("differentiable") else _numbers(scalars),
+                    )
         return loss
 
-    def _table(
-        self, group: Group, params: list[Tensor], grads: list[Tensor]
-    ) -> tuple[Table, list[float]]:
-        """What the rule needs of each parameter, and which step each now takes."""
-        table = {"p": params, "g": grads}
+    def _engine(self, group: Group, params: list[Tensor]) -> Engine:
+        """The engine a group's options ask for; by default foreach, for ordinary tensors."""
+        if group.get("differentiable"):
+            return engines.differentiable
+        if group.get("fused"):
+            return partial(fused.fused, grad_scale=getattr(self, "grad_scale", None))
+        choice = group.get("foreach")
+        if choice is None:
+            choice = set(map(type, params)) <= {Tensor, Parameter}
+        return engines.foreach if choice else engines.loop
+
+    def sparse_engine(self, group: Group) -> Engine:
+        """The engine for parameters whose gradient is sparse.
+
+        Raises:
+            RuntimeError: the optimizer, or the options of the group, do not support that.
+        """
+        raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+
+    def _tables(self, group: Group, params: list[Tensor]) -> Iterable[tuple[float, Table]]:
+        """What the rule needs of each parameter, by the step that it now takes."""
+        table: Table = {"p": params, "g": [p.grad for p in params if p.grad is not None]}
         counts = [2.0] * len(params)
         if columns := self.columns(group):
             states = [self.state[p] for p in params]
@@ -165,17 +185,14 @@ class ScratchOptimizer(torch.optim.Optimizer):
             elif any(young):
                 counts = [1.0 if is_young else 2.0 for is_young in young]
         if (self.splits_complex or group.get("fused")) and any(map(torch.is_complex, params)):
-            table["g"] = [g.resolve_conj() for g in grads]
+            table["g"] = [g.resolve_conj() for g in table["g"]]
             table = {letter: list(map(_as_real, column)) for letter, column in table.items()}
-        return table, counts
+        return _by_step(table, counts)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Tells GradScaler to leave the gradients to :meth:`step`, `found_inf` and `grad_scale`."""
         return all(group.get("fused") for group in self.param_groups)
-
-    def _sparse_error(self) -> RuntimeError:
-        return NotImplementedError(f"{type(self).__name__} does not support sparse gradients yet")
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters, with options of its own if it has any.
@@ -222,9 +239,8 @@ def _refuse_unsupported(options: Group) -> None:
         raise RuntimeError("`fused` does not support `differentiable`")
     if options.get("fused") and options.get("foreach"):
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-    for option in ("capturable", "differentiable"):
-        if options.get(option):
-            raise NotImplementedError(f"{option}=True is not supported yet")
+    if options.get("capturable"):
+        raise NotImplementedError("capturable=True is not supported yet")
     # With a GPU it depends on where the parameters are, and the first step tells.
     if options.get("fused") and not torch.cuda.is_available():
         fused.require_compiler()
@@ -260,16 +276,6 @@ def _by_step(table: Table, counts: list[float]) -> Iterable[tuple[float, Table]]
 
 def _as_real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-def _engine_for(group: Group, table: Table, grad_scale: Tensor | None) -> Engine:
-    """The engine a group's options ask for; by default foreach, for ordinary tensors."""
-    if group.get("fused"):
-        return partial(fused.fused, grad_scale=grad_scale)
-    choice = group.get("foreach")
-    if choice is None:
-        choice = set(map(type, table["p"])) <= {Tensor, Parameter}
-    return engines.foreach if choice else engines.loop
 
 
 def _numbers(scalars: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .carriers import Carrier
+from .engines import Engine
 from .optimizer import Group, ScratchOptimizer, check_options, loss_gradient
 
 
@@ -64,14 +65,14 @@ class ScratchRMSProp(ScratchOptimizer):
         capturable: not supported yet.
         foreach: False moves one tensor per operation; True and None move many. Same result.
         maximize: ascend instead of descend.
-        differentiable: not supported yet.
+        differentiable: let gradients flow through :meth:`step`; slow.
         fused: True compiles the rule, which takes seconds at the first step, and is fastest after
             that; needs a C++ compiler. Equal up to rounding. torch.optim.RMSprop has no such
             argument.
 
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range.
-        NotImplementedError: for ``capturable=True`` or ``differentiable=True``.
+        NotImplementedError: for ``capturable=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
     **Sources.** Tieleman and Hinton, *Lecture 6.5: rmsprop* (Coursera, 2012), for the method;
@@ -134,5 +135,5 @@ class ScratchRMSProp(ScratchOptimizer):
             "maximize": group["maximize"],
         }
 
-    def _sparse_error(self) -> RuntimeError:
-        return RuntimeError("RMSprop does not support sparse gradients")
+    def sparse_engine(self, group: Group) -> Engine:
+        raise RuntimeError("RMSprop does not support sparse gradients")

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import engines
 from .carriers import Carrier
+from .engines import Engine
 from .optimizer import Group, ScratchOptimizer, check_options, loss_gradient
 
 
@@ -54,13 +56,12 @@ class ScratchSGD(ScratchOptimizer):
         nesterov: look ahead along the momentum; needs ``momentum > 0`` and ``dampening = 0``.
         maximize: ascend instead of descend.
         foreach: False moves one tensor per operation; True and None move many. Same result.
-        differentiable: not supported yet.
+        differentiable: let gradients flow through :meth:`step`; slow.
         fused: True compiles the rule, which takes seconds at the first step, and is fastest after
             that; needs a C++ compiler. Equal up to rounding.
 
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range.
-        NotImplementedError: for ``differentiable=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
     **Papers.** Robbins and Monro, *A stochastic approximation method* (1951), for SGD; Polyak,
@@ -113,8 +114,10 @@ class ScratchSGD(ScratchOptimizer):
 
     def new_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
         # Laid out in memory as the gradient, of which the first velocity is a copy.
-        like = p if p.grad is None else p.grad
-        return {"momentum_buffer": torch.zeros_like(like, memory_format=torch.preserve_format)}
+        return {"momentum_buffer": torch.zeros_like(p if p.grad is None else p.grad)}
+
+    def sparse_engine(self, group: Group) -> Engine:
+        return engines.loop  # the rule is linear, so sparse tensors answer to all its words
 
     def scalars(self, t: float, group: Group) -> dict[str, Any]:
         return {
