@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -198,16 +197,6 @@ def test_bad_input_is_refused_in_one_line(
     assert complaint in shown.err
     assert shown.err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.usefixtures("nothing_is_loaded")
-def test_a_directory_without_permission_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setattr(os, "access", lambda *arguments: False)  # root may write anywhere
-    with pytest.raises(SystemExit):
-        main(["--out", str(tmp_path / "new")])
-    assert "no permission" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")
