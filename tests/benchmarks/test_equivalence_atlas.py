@@ -135,6 +135,7 @@ def test_lookalikes_differ_as_their_formula_says() -> None:
     assert averaging["max_difference"][AVERAGING] > 1e-2
     # The same mathematics as torch's, rounded elsewhere.
     assert 0 < averaging["max_difference"][LR_IN_VELOCITY] < 1e-5
+    assert averaging["first"][LR_IN_VELOCITY].startswith("step 1, parameter of ")  # not its state
     # In float16, ε = 1e-10 is no number.
     assert compared("adagrad", {}, "float16")["max_ulps"][EPS_INSIDE] == 0
     assert compared("adagrad", {}, "float32")["max_difference"][EPS_INSIDE] > 1e-3
