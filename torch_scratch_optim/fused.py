@@ -24,7 +24,7 @@ from .engines import Row, Table, functional, in_memory_order
 
 # A call of compiled code costs some 20 to 100 µs, so it takes many tensors at once, one in each
 # lane. More lanes make a call cheaper for each tensor, and the first one, which compiles, longer.
-LANES = 8
+LANES = 10
 # Tensors of up to SMALL elements are copied together into one lane, PACK of them: that is cheaper
 # than a lane for each.
 SMALL = 2**12
