@@ -14,7 +14,7 @@ from torch import Tensor
 from torch_scratch_optim import ScratchOptimizer, adam
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-FIRST, ADAM, LION = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+FIRST, ADAM, LION, COMPARE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_the_first_example_runs() -> None:
@@ -55,6 +55,11 @@ def by_the_paper(theta: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
     """Chen et al. (2023), algorithm 2, with η = 0.1 and λ = 0.5."""
     c = 0.9 * m + (1 - 0.9) * g
     return theta - 0.1 * (c.sign() + 0.5 * theta), 0.99 * m + (1 - 0.99) * g
+
+
+def test_the_comparison_finds_no_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(COMPARE, {})
+    assert "equal" in capsys.readouterr().out
 
 
 def test_your_own_optimizer_takes_about_fifteen_lines() -> None:
