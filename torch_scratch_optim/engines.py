@@ -27,6 +27,8 @@ CPU_BLOCK = 2**18
 DEVICE_BLOCK = 2**24
 # The fewest elements for which torch's CPU kernels take another thread (at::internal::GRAIN_SIZE).
 GRAIN = 2**15
+# Tensors of up to so many elements are gathered on a CPU: for them a call costs more than the work.
+SMALL = 2**12
 
 
 def loop(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
@@ -47,8 +49,11 @@ def foreach(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) ->
     gathered: defaultdict[object, list[Row]] = defaultdict(list)
     for row in rows_of(table):
         p = row["p"]
-        if p.numel() <= GRAIN:
+        size = p.numel()
+        if size <= SMALL:
             gathered[p.device, p.dtype].append(row)
+        elif p.is_cpu and size <= GRAIN:
+            rule(**row, **scalars)
         elif p.is_cpu:
             for block in cut(row):
                 rule(**block, **scalars)

@@ -20,14 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engines import Row, Table, functional, in_memory_order
+from .engines import SMALL, Row, Table, functional, in_memory_order
 
 # A call of compiled code costs some 20 to 100 µs, so it takes many tensors at once, one in each
 # lane. More lanes make a call cheaper for each tensor, and the first one, which compiles, longer.
 LANES = 10
-# Tensors of up to SMALL elements are copied together into one lane, PACK of them: that is cheaper
-# than a lane for each.
-SMALL = 2**12
+# So many small tensors are copied together into one lane: that is cheaper than a lane for each.
 PACK = 64
 
 UNSCALE = "1 / grad_scale"

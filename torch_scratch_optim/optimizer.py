@@ -132,11 +132,12 @@ class ScratchOptimizer(torch.optim.Optimizer):
             )
         work: list[tuple[Group, list[Tensor], Engine]] = []
         for group in self.param_groups:
-            dense = [p for p in group["params"] if (g := p.grad) is not None and not g.is_sparse]
-            work.append((group, dense, self._engine(group, dense)))
+            params = [p for p in group["params"] if p.grad is not None]
             # Before any state is made: a first step that fails must remain a first step.
-            if sparse := [p for p in group["params"] if (g := p.grad) is not None and g.is_sparse]:
+            if sparse := [p for p in params if p.grad.is_sparse]:
                 work.append((group, sparse, self.sparse_engine(group)))
+                params = [p for p in params if not p.grad.is_sparse]
+            work.append((group, params, self._engine(group, params)))
         with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
             for group, params, engine in work:
                 for t, table in self._tables(group, params):
