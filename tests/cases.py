@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import torch_scratch_optim as scratch
+from benchmarks.option_cases import OPTION_CASES
 from torch_scratch_optim import ScratchOptimizer
 
 # Name, ours, torch's, and what makes torch's the twin of ours.
@@ -40,57 +41,7 @@ class Case:
         return twin(params, **({"foreach": False} | defaults | self.options | more))
 
 
-L2, UP = {"weight_decay": 0.1}, {"maximize": True}
-TABLE: dict[str, list[dict[str, Any]]] = {
-    "SGD": [
-        {},
-        {"lr": 0.1},
-        {"momentum": 0.5},
-        {"momentum": 0.9, "dampening": 0.3},
-        {"momentum": 0.9, "nesterov": True},
-        L2,
-        UP,
-        {"momentum": 0.9, "nesterov": True} | L2,
-        {"momentum": 0.9, "dampening": 0.3} | L2 | UP,
-        {"momentum": 0.9, "nesterov": True} | L2 | UP,
-    ],
-    "Momentum": [{}, {"lr": 0.1}, L2, UP, {"nesterov": True}, {"dampening": 0.3}],
-    "AdaGrad": [
-        {},
-        {"lr": 0.1},
-        {"lr_decay": 0.1},
-        {"initial_accumulator_value": 0.1},
-        {"eps": 0.1},
-        L2,
-        UP,
-        {"lr_decay": 0.1, "initial_accumulator_value": 0.1} | L2 | UP,
-    ],
-    "RMSProp": [
-        {},
-        {"lr": 0.1},
-        {"alpha": 0.9},
-        {"eps": 0.1},
-        {"momentum": 0.9},
-        {"centered": True},
-        L2,
-        UP,
-        {"momentum": 0.9, "centered": True},
-        {"momentum": 0.9, "centered": True} | L2 | UP,
-    ],
-    "Adam": [
-        {},
-        {"lr": 0.1},
-        {"betas": (0.5, 0.9)},
-        {"eps": 0.1},
-        {"amsgrad": True},
-        L2,
-        UP,
-        {"amsgrad": True} | L2 | UP,
-        {"decoupled_weight_decay": True} | L2,
-        {"decoupled_weight_decay": True, "amsgrad": True} | L2,
-    ],
-    "AdamW": [{}, {"lr": 0.1}, L2, UP, {"amsgrad": True}, {"amsgrad": True} | L2 | UP],
-}
+TABLE = {name: OPTION_CASES[name.lower()] for name in PAIRS}
 CASES = [Case(optimizer, options) for optimizer, table in TABLE.items() for options in table]
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

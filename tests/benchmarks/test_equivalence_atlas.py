@@ -18,7 +18,6 @@ from benchmarks.lookalikes import AVERAGING, EPS_INSIDE, LOOKALIKES, LR_IN_VELOC
 from benchmarks.optimizers import CONTENDERS
 from benchmarks.option_cases import OPTION_CASES
 from tests.benchmarks.files import read
-from tests.cases import TABLE
 from torch_scratch_optim import ScratchAdam
 from torch_scratch_optim.equivalence import FAR, random_model
 
@@ -36,10 +35,6 @@ def run(tmp_path: Path) -> Atlas:
 
 def compared(optimizer: str, options: dict[str, Any], dtype: str = "float32") -> dict[str, Any]:
     return compare_case(optimizer, options, dtype, DEFAULT_ENGINES, steps=5, seed=0)
-
-
-def test_the_options_are_those_of_the_tests() -> None:
-    assert {name.lower(): table for name, table in TABLE.items()} == OPTION_CASES
 
 
 def test_a_quick_run_leaves_json_tables_and_a_picture(
