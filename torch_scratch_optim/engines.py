@@ -49,11 +49,8 @@ def foreach(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) ->
     gathered: defaultdict[object, list[Row]] = defaultdict(list)
     for row in rows_of(table):
         p = row["p"]
-        size = p.numel()
-        if size <= SMALL:
+        if p.numel() <= SMALL:
             gathered[p.device, p.dtype].append(row)
-        elif p.is_cpu and size <= GRAIN:
-            rule(**row, **scalars)
         elif p.is_cpu:
             for block in cut(row):
                 rule(**block, **scalars)
