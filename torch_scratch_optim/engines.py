@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -27,8 +28,10 @@ CPU_BLOCK = 2**18
 DEVICE_BLOCK = 2**24
 # The fewest elements for which torch's CPU kernels take another thread (at::internal::GRAIN_SIZE).
 GRAIN = 2**15
-# Tensors of up to so many elements are gathered on a CPU: for them a call costs more than the work.
+# On a CPU tensors of up to SMALL elements are gathered, because for them a call costs more than the
+# work; unless they are FEW, because a list has a price, too.
 SMALL = 2**12
+FEW = 16
 
 
 def loop(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
@@ -57,9 +60,13 @@ def foreach(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) ->
         else:
             gathered[p.device, p.dtype].extend(cut(row))
     for alike in gathered.values():
-        for batch in _batches(alike):
-            lists = {letter: TensorList([row[letter] for row in batch]) for letter in batch[0]}
-            rule(**lists, **scalars)
+        if alike[0]["p"].is_cpu and len(alike) <= FEW:
+            for row in alike:
+                rule(**row, **scalars)
+        else:
+            for batch in _batches(alike):
+                lists = {letter: TensorList([row[letter] for row in batch]) for letter in batch[0]}
+                rule(**lists, **scalars)
 
 
 def differentiable(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
@@ -91,7 +98,7 @@ def touched(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) ->
 
 
 def rows_of(table: Table) -> Iterator[Row]:
-    return (dict(zip(table, row, strict=False)) for row in zip(*table.values(), strict=False))
+    return map(dict, map(zip, repeat(tuple(table)), zip(*table.values(), strict=True)))
 
 
 def cut(row: Row) -> Iterable[Row]:

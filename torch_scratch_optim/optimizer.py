@@ -176,9 +176,8 @@ class ScratchOptimizer(torch.optim.Optimizer):
             states = [self.state[p] for p in params]
             one_of_them = next(iter(columns.values()))
             young = [state.get(one_of_them) is None for state in states]
-            for p, state, is_young in zip(params, states, young, strict=True):
-                # A parameter may be listed twice.
-                if is_young and state.get(one_of_them) is None:
+            for p, state in compress(zip(params, states, strict=True), young):
+                if state.get(one_of_them) is None:  # a parameter may be listed twice
                     state.update(self.new_state(p, group))
             table |= {letter: [s[name] for s in states] for letter, name in columns.items()}
             if self.counts_steps:
@@ -259,7 +258,7 @@ def _count(steps: list[Tensor]) -> list[float]:
         raise RuntimeError(
             "API has changed, `state_steps` argument must contain a list of singleton tensors"
         )
-    ordinary = kinds == {Tensor} and all(step.is_floating_point() for step in steps)
+    ordinary = kinds == {Tensor} and steps[0].is_floating_point()
     one = _ONE if ordinary else 1
     return [step.add_(one).item() for step in steps]
 
