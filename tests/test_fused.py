@@ -332,12 +332,9 @@ ScratchAdam([p], fused=True).step()
 
 def test_it_works_in_silence() -> None:
     result = subprocess.run(
-        [sys.executable, "-W", "always", "-c", PROGRAM], capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
     )
-    ours = [
-        line for line in (result.stdout + result.stderr).splitlines() if "site-packages" not in line
-    ]
-    assert ours == []
+    assert result.stdout + result.stderr == ""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="parameters on a GPU need no C++ compiler")
