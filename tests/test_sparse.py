@@ -88,3 +88,16 @@ def test_untouched_rows_stay_as_they_are() -> None:
     moved = (table != 1).any(dim=1)
     assert moved.nonzero().flatten().tolist() == [4]
     assert ours.state[table]["sum"].sum() == 3
+
+
+@pytest.mark.parametrize("case", [Case(n, {"fused": True}) for n in ("SGD", "AdaGrad")], ids=str)
+def test_a_scaled_gradient_is_unscaled(case: Case) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    (table, _), (plain, _) = embeddings(), embeddings()
+    ours, theirs = case.ours([table]), case.torchs([plain], fused=False)
+    gradient = next(sparse_gradients(0, coalesced=True))
+    scaler.scale(torch.zeros(()))  # a scaler insists on having scaled something
+    table.grad, plain.grad = gradient * 1024.0, gradient
+    scaler.step(ours)
+    theirs.step()
+    assert_equal_state(ours, theirs)

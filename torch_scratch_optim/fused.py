@@ -69,8 +69,8 @@ def fused(
             )
         kernel, fillers = _kernels[key]
         lanes, copies = _lanes(letters, rows, kind)
-        for start in range(0, len(lanes), LANES):
-            taken = lanes[start : start + LANES]
+        for start in range(0, len(lanes), len(fillers)):
+            taken = lanes[start : start + len(fillers)]
             kernel(values, *chain(*taken, *fillers[len(taken) :]))
         for originals, copied in copies:
             torch._foreach_copy_(originals, copied)
@@ -185,7 +185,7 @@ def require_compiler() -> None:
         # Takes more than a second, so not for those who compile nothing.
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
-        from torch.utils import cpp_extension  # noqa: F401
+        from torch.utils import cpp_extension  # noqa: F401  # its import is what logs
     finally:
         logger.disabled = before
     try:

@@ -184,6 +184,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 counts = _count([state["step"] for state in states])
             elif any(young):
                 counts = [1.0 if is_young else 2.0 for is_young in young]
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        if scale is not None and any(g.is_sparse for g in table["g"]):
+            # The fused engine does this itself; sparse gradients have another engine.
+            table["g"] = [g * (1 / scale.item()) for g in table["g"]]
         if (self.splits_complex or group.get("fused")) and any(map(torch.is_complex, params)):
             table["g"] = [g.resolve_conj() for g in table["g"]]
             table = {letter: list(map(_as_real, column)) for letter, column in table.items()}
