@@ -2,7 +2,7 @@
 
 Three floors, each importing only from those below it:
 
-* ground: command, data, drawn, landscapes, memory, nets, optimizers, record, shapes;
+* ground: command and options, data, drawn, landscapes, memory, nets, optimizers, record, shapes;
   option_cases and lookalikes (other formulas of the same names)
 * middle: trainee and training (one run), report and pictures (from what was recorded);
   entrants and stopwatch (the time of steps), step_report (from what was recorded);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from functools import cache, partial
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.entrants import ENGINES
+from benchmarks.entrants import ENGINES, maker
 from benchmarks.lookalikes import LOOKALIKES, lookalike
 from benchmarks.optimizers import CONTENDERS
 from benchmarks.option_cases import Options, in_words
@@ -99,14 +98,7 @@ def _maker(name: str, optimizer: str, options: Options) -> Make | None:
     if name in LOOKALIKES:
         kind = lookalike(name, optimizer, options)
         return None if kind is None else partial(kind, **options)
-    side, _, engine = name.partition("-")
-    contender = CONTENDERS[optimizer]
-    make = contender.scratch if side == "ours" else contender.reference
-    wanted, known = ENGINES[engine], inspect.signature(make).parameters
-    if missing := [option for option, on in wanted.items() if on and option not in known]:
-        raise NotImplementedError(f"{getattr(make, '__name__', make)} has no {missing[0]}=True")
-    chosen = {option: on for option, on in wanted.items() if option in known}
-    return partial(make, **{**contender.options, **options, **chosen})
+    return maker(name, CONTENDERS[optimizer], **options)
 
 
 def _in_short(divergence: Divergence) -> str:

@@ -7,7 +7,9 @@ for those, and a table of times would show who met them.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +52,8 @@ def cloned(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
     return clones
 
 
-def make_optimizer(
-    name: str, contender: Contender, parameters: list[nn.Parameter]
-) -> torch.optim.Optimizer:
-    """For instance `ours-fused` or `torch-default`.
+def maker(name: str, contender: Contender, **options: Any) -> Callable[..., torch.optim.Optimizer]:
+    """What makes, for instance, `ours-fused` or `torch-default`, given parameters.
 
     Raises:
         NotImplementedError: there is no such implementation.
@@ -64,8 +64,8 @@ def make_optimizer(
     wanted = ENGINES[engine]
     if missing := [option for option, on in wanted.items() if on and option not in known]:
         raise NotImplementedError(f"{getattr(make, '__name__', make)} has no {missing[0]}=True")
-    options = {option: on for option, on in wanted.items() if option in known}
-    return make(parameters, lr=LR, **contender.options, **options)
+    chosen = {option: on for option, on in wanted.items() if option in known}
+    return partial(make, **{**contender.options, **options, **chosen})
 
 
 def share_state(optimizer: torch.optim.Optimizer, shared: dict[tuple[int, str], Tensor]) -> None:

@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,11 @@ from rich.console import Console
 
 from benchmarks.atlas import DTYPES, FAILED, PROMISED, REFERENCE, Row, compare_case, implementations
 from benchmarks.command import (
-    RUNS,
     CannotRun,
-    Names,
     Parser,
     bars,
     check_writable,
     exit_status,
-    name_among,
     say,
     termination_raises,
     whole_number,
@@ -45,6 +41,7 @@ from benchmarks.equivalence_report import (
 )
 from benchmarks.optimizers import CONTENDERS
 from benchmarks.option_cases import OPTION_CASES, Options
+from benchmarks.options import add_names, add_out, add_seed, check_new, default_out
 from benchmarks.record import machine, versions, write_atomically, write_json
 
 PROGRAM = "python -m benchmarks.equivalence"
@@ -92,14 +89,7 @@ def build_parser() -> Parser:
     choices = {"optimizers": list(CONTENDERS), "dtypes": list(DTYPES), "engines": list(ENGINES)}
     for option, valid in choices.items():
         default = ", ".join(DEFAULT_ENGINES) if option == "engines" else "all"
-        parser.add_argument(
-            f"--{option}",
-            nargs="+",
-            action=Names,
-            type=name_among(valid),
-            metavar="NAME",
-            help=f"any of: {', '.join(valid)} (default: {default})",
-        )
+        add_names(parser, option, valid, default)
     parser.add_argument(
         "--steps",
         type=whole_number(1),
@@ -111,19 +101,8 @@ def build_parser() -> Parser:
         action="store_true",
         help="few steps, and of each optimizer the defaults and the last option case alone",
     )
-    parser.add_argument(
-        "--seed",
-        type=whole_number(0),
-        default=0,
-        metavar="N",
-        help="of parameters and gradients (default: 0)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where the results go (default: a new directory in runs, named by the time)",
-    )
+    add_seed(parser, "parameters and gradients")
+    add_out(parser)
     return parser
 
 
@@ -131,11 +110,10 @@ def main(arguments: Sequence[str] | None = None, processes: int | None = None) -
     parser = build_parser()
     given = parser.parse_args(arguments)
     console = Console()
-    out = given.out or RUNS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    out = given.out or default_out()
     try:
         check_writable(out)
-        if out.is_dir() and any(out.iterdir()):
-            raise CannotRun(f"--out {out} is not empty; choose another directory")
+        check_new(out)
         recorded = _begin(given)
         try:
             write_json(out / RESULT, recorded)

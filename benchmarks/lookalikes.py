@@ -5,6 +5,8 @@ Each is one of ours with another rule; options, state and engines stay.
 
 from __future__ import annotations
 
+from typing import Any
+
 from benchmarks.option_cases import Options
 from torch_scratch_optim import (
     ScratchAdaGrad,
@@ -17,6 +19,7 @@ from torch_scratch_optim import (
 )
 from torch_scratch_optim.carriers import Carrier
 from torch_scratch_optim.optimizer import loss_gradient
+from torch_scratch_optim.sgd import sgd
 
 
 def adagrad_eps_inside(
@@ -115,21 +118,12 @@ def sgd_lr_in_velocity(
     b: Carrier | None = None,
     *,
     lr: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    first: bool,
     l2: float | None,
     maximize: bool,
+    **others: Any,
 ) -> None:
-    g = loss_gradient(p, g, l2=l2, maximize=maximize).mul(lr)  # γg
-    if b is not None:
-        if first:
-            b.copy_(g)
-        else:
-            b.mul_(momentum).add_(g, alpha=1 - dampening)  # b ← μb + (1 − τ) γg
-        g = g.add(b, alpha=momentum) if nesterov else b
-    p.add_(g, alpha=-1)  # θ ← θ − b
+    g = loss_gradient(p, g, l2=l2, maximize=maximize).mul(lr)  # b ← μb + (1 − τ) γg
+    sgd(p, g, b, lr=1, l2=None, maximize=False, **others)  # θ ← θ − b
 
 
 class AdaGradEpsInside(ScratchAdaGrad):

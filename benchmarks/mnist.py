@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from benchmarks.command import (
 from benchmarks.data import DRAWN_NAME, DataError, Digits, default_data_dir, load_digits
 from benchmarks.mnist_options import DEFAULTS, PROGRAM, build_parser
 from benchmarks.optimizers import CONTENDERS
+from benchmarks.options import check_new, default_out
 from benchmarks.record import machine, read_json, versions, write_json
 from benchmarks.report import (
     EXPLANATION,
@@ -77,10 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _new_job(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    out = Path(given.pop("out", None) or RUNS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
-    if out.is_dir() and any(out.iterdir()):
-        hint = " with --resume it goes on" if (out / SETTINGS_FILE).exists() else ""
-        raise CannotRun(f"--out {out} is not empty; choose another directory{hint and ';'}{hint}")
+    out = Path(given.pop("out", None) or default_out())
+    check_new(out, "; with --resume it goes on" if (out / SETTINGS_FILE).exists() else "")
     data_dir = given.pop("data_dir", default_data_dir())
     settings = DEFAULTS | given
     rates = {name: CONTENDERS[name].lr for name in settings["optimizers"]}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.command import Names, Parser, name_among, whole_number
-from benchmarks.data import DATA_DIR_VARIABLE, KINDS, TEST_SIZE, TRAIN_SIZE
+from benchmarks.command import Parser, name_among, whole_number
+from benchmarks.data import TEST_SIZE, TRAIN_SIZE
 from benchmarks.nets import ACTIVATIONS, DEPTH, WIDTH
 from benchmarks.optimizers import CONTENDERS, DEFAULT_NAMES
+from benchmarks.options import ABSENT, add_data, add_device, add_names, add_out, add_seed
 
 PROGRAM = "python -m benchmarks.mnist"
 DEFAULTS: dict[str, Any] = {
@@ -58,22 +58,8 @@ def build_parser() -> Parser:
     whole = whole_number(1)
 
     what = parser.add_argument_group("what is trained")
-    what.add_argument(
-        "--optimizers",
-        nargs="+",
-        action=Names,
-        type=name_among(CONTENDERS),
-        metavar="NAME",
-        help=f"any of: {', '.join(CONTENDERS)} (default: {' '.join(DEFAULT_NAMES)})",
-    )
-    what.add_argument(
-        "--nets",
-        nargs="+",
-        action=Names,
-        type=name_among(ACTIVATIONS),
-        metavar="NAME",
-        help=f"any of: {', '.join(ACTIVATIONS)} (default: both)",
-    )
+    add_names(what, "optimizers", CONTENDERS, " ".join(DEFAULT_NAMES))
+    add_names(what, "nets", ACTIVATIONS, "both")
     what.add_argument("--depth", type=whole, metavar="N", help=_hint("hidden layers", "depth"))
     what.add_argument("--width", type=whole, metavar="N", help=_hint("units in each", "width"))
     what.add_argument(
@@ -107,30 +93,11 @@ def build_parser() -> Parser:
         metavar="NAME=VALUE",
         help=f"learning rates (default: {rates})",
     )
-    how.add_argument(
-        "--seed",
-        type=whole_number(0),
-        metavar="N",
-        help=_hint("of the initial weights and the order of the images", "seed"),
-    )
-    how.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), help=_hint("where to compute", "device")
-    )
+    add_seed(how, "the initial weights and the order of the images", ABSENT)
+    add_device(how, ABSENT)
 
     data = parser.add_argument_group("the data")
-    data.add_argument(
-        "--dataset",
-        choices=KINDS,
-        help="mnist insists on MNIST; drawn takes digits drawn by the program itself; auto takes "
-        "MNIST, or drawn digits where MNIST is neither there nor to be downloaded (default: auto)",
-    )
-    data.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="where MNIST/raw/ is, or is to be downloaded to (default: the environment variable "
-        f"{DATA_DIR_VARIABLE}, else data)",
-    )
+    add_data(data, ABSENT)
     data.add_argument(
         "--train-size", type=whole, metavar="N", help=_hint("training images", "train_size")
     )
@@ -139,12 +106,7 @@ def build_parser() -> Parser:
     )
 
     result = parser.add_argument_group("the result")
-    result.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="directory of this job (default: a new one in runs, named by the time)",
-    )
+    add_out(result, "directory of this job")
     result.add_argument(
         "--resume",
         action="store_true",

@@ -9,7 +9,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,18 @@ import torch
 from rich.console import Console
 
 from benchmarks.command import (
-    RUNS,
     CannotRun,
-    Names,
     Parser,
     bars,
     check_writable,
     exit_status,
-    name_among,
     pick_device,
     say,
     termination_raises,
-    whole_number,
 )
 from benchmarks.entrants import IMPLEMENTATIONS, LR
 from benchmarks.optimizers import CONTENDERS
+from benchmarks.options import add_device, add_names, add_out, add_seed, check_new, default_out
 from benchmarks.record import machine, versions, write_atomically, write_json
 from benchmarks.shapes import MODELS
 from benchmarks.step_report import (
@@ -86,36 +82,16 @@ def build_parser() -> Parser:
         "implementations": list(IMPLEMENTATIONS),
     }
     for option, valid in choices.items():
-        parser.add_argument(
-            f"--{option}",
-            nargs="+",
-            action=Names,
-            type=name_among(valid),
-            metavar="NAME",
-            help=f"any of: {', '.join(valid)} (default: all)",
-        )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)"
-    )
+        add_names(parser, option, valid)
+    add_device(parser)
     parser.add_argument(
         "--quick",
         action="store_true",
         help=f"few rounds, and {' and '.join(QUICK_MODELS)} alone unless --models says otherwise: "
         "shows that everything works, not who is faster",
     )
-    parser.add_argument(
-        "--seed",
-        type=whole_number(0),
-        default=0,
-        metavar="N",
-        help="of the values and the order of the implementations (default: 0)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where the results go (default: a new directory in runs, named by the time)",
-    )
+    add_seed(parser, "the values and the order of the implementations")
+    add_out(parser)
     return parser
 
 
@@ -123,11 +99,10 @@ def main(arguments: Sequence[str] | None = None, effort: Effort | None = None) -
     parser = build_parser()
     given = parser.parse_args(arguments)
     console = Console()
-    out = given.out or RUNS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    out = given.out or default_out()
     try:
         check_writable(out)
-        if out.is_dir() and any(out.iterdir()):
-            raise CannotRun(f"--out {out} is not empty; choose another directory")
+        check_new(out)
         device = pick_device(given.device)
         recorded = _begin(given, device, effort or (QUICK if given.quick else Effort()))
         try:

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.entrants import (
+    LR,
     cloned,
     count_denormals,
-    make_optimizer,
     make_parameters,
+    maker,
     share_state,
     state_columns,
     state_of,
@@ -234,7 +235,7 @@ def _begin(
     name: str, contender: Contender, parameters: list[nn.Parameter], device: torch.device
 ) -> Entrant:
     """An entrant that has taken its first step, timed apart: it makes the state and compiles."""
-    optimizer = make_optimizer(name, contender, parameters)
+    optimizer = maker(name, contender, lr=LR)(parameters)
     entrant = Entrant(name, device, optimizer.step, optimizer)
     entrant.first_step = entrant.time()
     return entrant

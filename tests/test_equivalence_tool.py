@@ -214,7 +214,7 @@ def test_no_steps_are_no_certificate(steps: Any) -> None:
 
 def test_what_is_no_optimizer_is_refused() -> None:
     with pytest.raises(TypeError, match=r"to return a torch.optim.Optimizer, not None"):
-        compare(sgd, lambda params: None)  # type: ignore[arg-type, return-value]
+        compare(sgd, lambda params: None)  # type: ignore[arg-type, return-value]  # the mistake
 
 
 def test_an_optimizer_of_other_parameters_is_no_certificate() -> None:

@@ -36,6 +36,7 @@ FEW = 16
 
 def loop(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
     """Run the rule on one tensor at a time, big tensors block by block."""
+    scalars = numbers(scalars)
     for row in rows_of(table):
         if row["p"].numel() <= GRAIN:
             rule(**row, **scalars)
@@ -49,6 +50,7 @@ def foreach(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) ->
 
     On a CPU only small tensors are gathered, so that a batch stays in the cache of one core.
     """
+    scalars = numbers(scalars)
     gathered: defaultdict[object, list[Row]] = defaultdict(list)
     for row in rows_of(table):
         p = row["p"]
@@ -92,9 +94,14 @@ def touched(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) ->
         where = tuple(g.indices())
         entries = {letter: tensor[where] for letter, tensor in row.items()}
         # torch works with sparse tensors here, which round after each product and sum.
-        functional(rule, entries | {"g": g.values()}, scalars)
+        functional(rule, entries | {"g": g.values()}, numbers(scalars))
         for letter, tensor in row.items():
             tensor.index_put_(where, entries[letter])
+
+
+def numbers(scalars: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters that are tensors have done their arithmetic as such; now, their values."""
+    return {k: v.item() if isinstance(v, Tensor) else v for k, v in scalars.items()}
 
 
 def rows_of(table: Table) -> Iterator[Row]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .engines import SMALL, Row, Table, functional, in_memory_order
+from .engines import SMALL, Row, Table, functional, in_memory_order, numbers
 
 # A call of compiled code costs some 20 to 100 µs, so it takes many tensors at once, one in each
 # lane. More lanes make a call cheaper for each tensor, and the first one, which compiles, longer.
@@ -55,17 +55,18 @@ def fused(
         grad_scale: by how much the gradients are too large, one number. They stay as they are; the
             rule is given them divided by it.
     """
+    scalars = numbers(scalars)
     if grad_scale is not None:
         scalars = scalars | {UNSCALE: 1 / grad_scale.item()}
     fixed = {k: v for k, v in scalars.items() if v is None or isinstance(v, bool)}
-    numbers = {k: v for k, v in scalars.items() if k not in fixed}
-    values = torch.tensor(list(numbers.values()), dtype=torch.float64, device="cpu")
+    varied = {k: v for k, v in scalars.items() if k not in fixed}
+    values = torch.tensor(list(varied.values()), dtype=torch.float64, device="cpu")
     letters = tuple(table)
     for kind, rows in _alike(table).items():
-        key = (rule, letters, *fixed.items(), *numbers, kind, torch.get_num_threads())
+        key = (rule, letters, *fixed.items(), *varied, kind, torch.get_num_threads())
         if key not in _kernels:
             _kernels[key] = _compile(
-                rule, dict(zip(letters, rows[0], strict=True)), fixed, list(numbers), values
+                rule, dict(zip(letters, rows[0], strict=True)), fixed, list(varied), values
             )
         kernel, fillers = _kernels[key]
         lanes, copies = _lanes(letters, rows, kind)
@@ -141,14 +142,14 @@ def _compile(
     letters = tuple(row)
 
     def run(values: Tensor, *tensors: Tensor) -> None:
-        numbers = dict(zip(names, values.unbind(), strict=True))
-        unscale = numbers.pop(UNSCALE, None)
+        scalars = dict(zip(names, values.unbind(), strict=True)) | fixed
+        unscale = scalars.pop(UNSCALE, None)
         for start in range(0, len(tensors), len(letters)):
             lane = tensors[start : start + len(letters)]
             row = dict(zip(letters, lane, strict=True))
             if unscale is not None:
                 row["g"] = row["g"] * unscale
-            functional(rule, row, numbers | fixed)
+            functional(rule, row, scalars)
 
     # torch counts compilations for each code object and gives up after a few; so each kernel gets
     # a code object of its own.

@@ -137,20 +137,15 @@ class ScratchOptimizer(torch.optim.Optimizer):
             if sparse := [p for p in params if p.grad.is_sparse]:
                 work.append((group, sparse, self.sparse_engine(group)))
                 params = [p for p in params if not p.grad.is_sparse]
-            work.append((group, params, self._engine(group, params)))
+            work.append((group, params, self.engine(group, params)))
         with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
             for group, params, engine in work:
                 for t, table in self._tables(group, params):
-                    scalars = self.scalars(t, group)
-                    engine(
-                        self.rule,
-                        table,
-                        scalars if group.get("differentiable") else _numbers(scalars),
-                    )
+                    engine(self.rule, table, self.scalars(t, group))
         return loss
 
-    def _engine(self, group: Group, params: list[Tensor]) -> Engine:
-        """The engine a group's options ask for; by default foreach, for ordinary tensors."""
+    def engine(self, group: Group, params: list[Tensor]) -> Engine:
+        """The engine that a group's options ask for; by default foreach, for ordinary tensors."""
         if group.get("differentiable"):
             return engines.differentiable
         if group.get("fused"):
@@ -280,14 +275,6 @@ def _by_step(table: Table, counts: list[float]) -> Iterable[tuple[float, Table]]
 
 def _as_real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-def _numbers(scalars: dict[str, Any]) -> dict[str, Any]:
-    """Hyper-parameters that are tensors have done their arithmetic as such; rules take numbers."""
-    return {
-        name: value.item() if isinstance(value, Tensor) else value
-        for name, value in scalars.items()
-    }
 
 
 def _step_count(value: float) -> Tensor:

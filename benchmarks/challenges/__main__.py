@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,7 @@ from benchmarks.challenges.slides import saddle_points as saddle_points_slides
 from benchmarks.challenges.slides import traps as traps_slides
 from benchmarks.challenges.slides import vanishing_gradients as vanishing_gradients_slides
 from benchmarks.command import (
-    RUNS,
     CannotRun,
-    Names,
     Parser,
     bars,
     check_writable,
@@ -48,17 +45,15 @@ from benchmarks.command import (
     name_among,
     say,
     termination_raises,
-    whole_number,
 )
 from benchmarks.data import (
-    DATA_DIR_VARIABLE,
-    KINDS,
     DataError,
     Digits,
     default_data_dir,
     load_digits,
 )
 from benchmarks.optimizers import CONTENDERS, DEFAULT_NAMES
+from benchmarks.options import add_data, add_names, add_out, add_seed, default_out
 from benchmarks.pictures import png
 from benchmarks.record import machine, versions
 
@@ -126,47 +121,15 @@ def build_parser() -> Parser:
         action="store_true",
         help="draw the paths of all optimizers on all functions as well",
     )
-    parser.add_argument(
-        "--optimizers",
-        nargs="+",
-        action=Names,
-        type=name_among(CONTENDERS),
-        metavar="NAME",
-        help=f"any of: {', '.join(CONTENDERS)} (default: {' '.join(DEFAULT_NAMES)})",
-    )
-    parser.add_argument(
-        "--seed",
-        type=whole_number(0),
-        default=0,
-        metavar="N",
-        help="of weights, batches and noise (default: 0)",
-    )
+    add_names(parser, "optimizers", CONTENDERS, " ".join(DEFAULT_NAMES))
+    add_seed(parser, "weights, batches and noise")
     parser.add_argument(
         "--quick",
         action="store_true",
         help="much smaller: shows that everything works, not what is true",
     )
-    parser.add_argument(
-        "--dataset",
-        choices=KINDS,
-        default="auto",
-        help="mnist insists on MNIST; drawn takes digits drawn by the program itself; auto takes "
-        "MNIST, or drawn digits where MNIST is neither there nor to be downloaded (default: auto)",
-    )
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="where MNIST/raw/ is, or is to be downloaded to (default: the environment variable "
-        f"{DATA_DIR_VARIABLE}, else data)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where a directory for each experiment is made (default: a new one in runs, named by "
-        "the time)",
-    )
+    add_data(parser)
+    add_out(parser, "where a directory for each experiment is made")
     return parser
 
 
@@ -174,7 +137,7 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> 
     parser = build_parser()
     given = parser.parse_args(arguments)
     console = Console()
-    out = given.out or RUNS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    out = given.out or default_out()
     names = _chosen(given)
     sizes = sizes or (QUICK if given.quick else Sizes())
     finished: dict[str, list[Finding]] = {}

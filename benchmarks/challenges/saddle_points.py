@@ -25,7 +25,7 @@ EXPONENTS = tuple(range(1, 17))  # starts 10⁻¹ … 10⁻¹⁶ beside the ridg
 NEAR, FAR = 2, 12  # the exponents between which dependence on the start is judged
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 NOISE = 0.1  # standard deviation of the gradient of a single example on the saddle
-PLATEAU_NET = {"name": "sigmoid", "depth": 4, "width": 64}
+PLATEAU_NET: dict[str, Any] = {"name": "sigmoid", "depth": 4, "width": 64}
 PLATEAU_OPTIMIZER = "adam"
 LEARNS = 1.8  # a loss below this has left the plateau at ln 10 = 2.30
 SAMPLES = 24  # mini-batches whose gradients' variance is taken
@@ -144,7 +144,7 @@ def _plateau(setup: Setup, on_progress: OnProgress) -> Facts:
         steps = []
         for seed in seeds:
             on_progress(f"deep net, batches of {batch}", number / len(batches))
-            net = build_net(**PLATEAU_NET, seed=seed)  # type: ignore[arg-type]
+            net = build_net(**PLATEAU_NET, seed=seed)
             lesson = learn(
                 net, CONTENDERS[PLATEAU_OPTIMIZER].make_scratch(net.parameters(), lr),
                 images, labels, batch_size=batch, steps=setup.sizes.plateau_steps, seed=seed,
@@ -167,7 +167,7 @@ def _gradient_noise(
     setup: Setup, images: Tensor, labels: Tensor, batch: int
 ) -> tuple[float, float]:
     """The squared norm of the full gradient and the variance of a batch's, summed over weights."""
-    net = build_net(**PLATEAU_NET, seed=setup.seed)  # type: ignore[arg-type]
+    net = build_net(**PLATEAU_NET, seed=setup.seed)
     weights = [*net.parameters()]
 
     def gradient(chosen: Tensor | slice) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = [
-    {"command", "data", "drawn", "landscapes", "lookalikes", "memory", "nets", "optimizers",
+    {"command", "data", "drawn", "landscapes", "lookalikes", "memory", "nets", "optimizers", "options",
      "option_cases", "record", "shapes"},
     {"trainee", "training", "report", "pictures", "entrants", "stopwatch", "step_report", "atlas",
      "equivalence_report"},

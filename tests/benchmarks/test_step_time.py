@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,9 +13,10 @@ from matplotlib.figure import Figure
 from benchmarks import step_time, stopwatch
 from benchmarks.entrants import (
     IMPLEMENTATIONS,
+    LR,
     count_denormals,
-    make_optimizer,
     make_parameters,
+    maker,
     share_state,
     state_columns,
     state_of,
@@ -78,7 +80,7 @@ def test_a_shared_state_is_one_and_the_steps_are_not(name: str) -> None:
     shared: dict[tuple[int, str], torch.Tensor] = {}
     pair = []
     for implementation in ("ours-default", "torch-foreach"):
-        optimizer = make_optimizer(implementation, CONTENDERS[name], parameters)
+        optimizer = maker(implementation, CONTENDERS[name], lr=LR)(parameters)
         optimizer.step()
         share_state(optimizer, shared)
         pair.append(optimizer)
@@ -92,7 +94,7 @@ def test_a_shared_state_is_one_and_the_steps_are_not(name: str) -> None:
 def test_each_implementation_is_asked_for_by_torchs_arguments() -> None:
     parameters = make_parameters(SHAPES, 0, CPU)
     asked = {
-        name: make_optimizer(name, CONTENDERS["adam"], parameters).defaults
+        name: maker(name, CONTENDERS["adam"], lr=LR)(parameters).defaults
         for name in IMPLEMENTATIONS
         if name != "ours-fused"
     }
@@ -106,7 +108,7 @@ def test_each_implementation_is_asked_for_by_torchs_arguments() -> None:
         "torch-fused": (None, True),
     }
     with pytest.raises(NotImplementedError, match="RMSprop has no fused=True"):
-        make_optimizer("torch-fused", CONTENDERS["rmsprop"], parameters)
+        maker("torch-fused", CONTENDERS["rmsprop"])
 
 
 @pytest.mark.parametrize("layout", [APART, SHARED])
@@ -131,16 +133,16 @@ def test_a_group_has_a_cell_for_each_implementation(layout: str) -> None:
 
 
 def test_what_is_not_there_or_fails_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = make_optimizer
+    make = maker
 
-    def some(name: str, *rest: Any) -> torch.optim.Optimizer:
+    def some(name: str, *rest: Any, **options: Any) -> Callable[..., torch.optim.Optimizer]:
         if name == "ours-fused":
             raise NotImplementedError("not yet\nsecond line")
         if name == "ours-loop":
             raise RuntimeError("no compiler")
-        return make(name, *rest)
+        return make(name, *rest, **options)
 
-    monkeypatch.setattr(stopwatch, "make_optimizer", some)
+    monkeypatch.setattr(stopwatch, "maker", some)
     names = ("ours-fused", "ours-loop", "torch-loop")
     cells = Stopwatch(CPU, TINY, 0).measure("tiny", SHAPES, "sgd", names)
     assert [(cell["status"], cell.get("reason")) for cell in cells] == [
