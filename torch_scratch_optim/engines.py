@@ -71,10 +71,19 @@ def foreach(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) ->
                 rule(**lists, **scalars)
 
 
-def differentiable(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
-    """Run the rule so that gradients flow through it, also to scalars that are tensors."""
-    for row in rows_of(table):
-        functional(rule, row, scalars)
+def tensorial(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
+    """Run the rule with scalars that may stay tensors: one number for all rows, or one for each.
+
+    Gradients flow through it, a CUDA graph captures it and a compiler traces it, for no number is
+    read on the host.
+    """
+    rows = list(rows_of(table))
+    for i, row in enumerate(rows):
+        own = {
+            name: value.expand(len(rows))[i] if isinstance(value, Tensor) else value
+            for name, value in scalars.items()
+        }
+        functional(rule, row, own)
 
 
 def functional(rule: Callable[..., None], row: Row, scalars: dict[str, Any]) -> None:

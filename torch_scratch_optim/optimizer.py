@@ -10,7 +10,7 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import ParamsT, _get_capturable_supported_devices
 
 from . import engines, fused
 from .carriers import Carrier
@@ -86,13 +86,16 @@ class ScratchOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def scalars(self, t: float, group: Group) -> dict[str, Any]:
-        """The rule's keyword scalars at step t = 1, 2, …: plain arithmetic on a group's options."""
+        """The rule's keyword scalars at step t = 1, 2, …: plain arithmetic on a group's options.
+
+        The options may be tensors, and for a capturable group so is t: a number for each parameter.
+        """
         raise NotImplementedError
 
     def new_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
         """The state before a parameter's first step: a count of zero and columns of zeros."""
         # One count for each parameter, never shared: torch's optimizers increment it in place.
-        state = {"step": _step_count(0.0)} if self.counts_steps else {}
+        state = {"step": _step_count(0.0, p, group)} if self.counts_steps else {}
         for name in self.columns(group).values():
             state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
         return state
@@ -125,14 +128,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
         # GradScaler sets `found_inf` and `grad_scale` for the time of a step.
         if (found_inf := getattr(self, "found_inf", None)) is not None and found_inf.item():
             return loss
-        if self.counts_steps and _is_capturing():
-            raise RuntimeError(
-                "Attempting CUDA graph capture of step() for an instance of "
-                f"{type(self).__name__} but param_groups' capturable is False."
-            )
         work: list[tuple[Group, list[Tensor], Engine]] = []
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
+            _check_capture(group, params, self.counts_steps, type(self).__name__)
             # Before any state is made: a first step that fails must remain a first step.
             if sparse := [p for p in params if p.grad.is_sparse]:
                 work.append((group, sparse, self.sparse_engine(group)))
@@ -146,8 +145,8 @@ class ScratchOptimizer(torch.optim.Optimizer):
 
     def engine(self, group: Group, params: list[Tensor]) -> Engine:
         """The engine that a group's options ask for; by default foreach, for ordinary tensors."""
-        if group.get("differentiable"):
-            return engines.differentiable
+        if group.get("differentiable") or _stays_on_device(group):
+            return engines.tensorial
         if group.get("fused"):
             return partial(fused.fused, grad_scale=getattr(self, "grad_scale", None))
         choice = group.get("foreach")
@@ -163,30 +162,40 @@ class ScratchOptimizer(torch.optim.Optimizer):
         """
         raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
 
-    def _tables(self, group: Group, params: list[Tensor]) -> Iterable[tuple[float, Table]]:
-        """What the rule needs of each parameter, by the step that it now takes."""
+    def _tables(self, group: Group, params: list[Tensor]) -> Iterable[tuple[Any, Table]]:
+        """What the rule needs of each parameter, by the step that it now takes.
+
+        The step is a number or, if it stays on the device, a tensor of one for each parameter.
+        """
         table: Table = {"p": params, "g": [p.grad for p in params if p.grad is not None]}
-        counts = [2.0] * len(params)
+        counts: list[float] | Tensor = [2.0] * len(params)
         if columns := self.columns(group):
             states = [self.state[p] for p in params]
             one_of_them = next(iter(columns.values()))
             young = [state.get(one_of_them) is None for state in states]
+            if any(young) and _is_capturing():
+                raise RuntimeError(
+                    "step() makes state and cannot be captured before it has run once"
+                )
             for p, state in compress(zip(params, states, strict=True), young):
                 if state.get(one_of_them) is None:  # a parameter may be listed twice
                     state.update(self.new_state(p, group))
             table |= {letter: [s[name] for s in states] for letter, name in columns.items()}
-            if self.counts_steps:
-                counts = _count([state["step"] for state in states])
+            if self.counts_steps and params:
+                count = _count_on_device if _stays_on_device(group) else _count
+                counts = count([state["step"] for state in states])
             elif any(young):
                 counts = [1.0 if is_young else 2.0 for is_young in young]
         scale: Tensor | None = getattr(self, "grad_scale", None)
-        if scale is not None and any(g.is_sparse for g in table["g"]):
-            # The fused engine does this itself; sparse gradients have another engine.
+        if scale is not None and (_stays_on_device(group) or any(g.is_sparse for g in table["g"])):
+            # The fused engine does this itself, but these have another.
             table["g"] = [g * (1 / scale.item()) for g in table["g"]]
         if (self.splits_complex or group.get("fused")) and any(map(torch.is_complex, params)):
             table["g"] = [g.resolve_conj() for g in table["g"]]
             table = {letter: list(map(_as_real, column)) for letter, column in table.items()}
-        return _by_step(table, counts)
+        if any(map(_is_sharded, params)):
+            table = _shards(table)
+        return ((counts, table),) if isinstance(counts, Tensor) else _by_step(table, counts)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -211,11 +220,12 @@ class ScratchOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for option in self.defaults.keys() & _BEFORE_IT_WAS_AN_OPTION.keys():
                 group.setdefault(option, _BEFORE_IT_WAS_AN_OPTION[option])
-        for p_state in self.state.values():
+        for group, p in ((group, p) for group in self.param_groups for p in group["params"]):
+            p_state = self.state.get(p, {})
             if (step := p_state.get("step")) is not None and not isinstance(step, Tensor):
-                p_state["step"] = _step_count(float(step))
-            elif step is not None:
-                p_state["step"] = step.cpu()  # torch moves those of fused groups to the device
+                p_state["step"] = _step_count(float(step), p, group)
+            elif step is not None:  # torch moves those of fused groups to the device
+                p_state["step"] = step.to(_home_of_step(p, group))
 
 
 def check_options(**options: float | Tensor) -> None:
@@ -238,16 +248,54 @@ def _refuse_unsupported(options: Group) -> None:
         raise RuntimeError("`fused` does not support `differentiable`")
     if options.get("fused") and options.get("foreach"):
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-    if options.get("capturable"):
-        raise NotImplementedError("capturable=True is not supported yet")
+    if options.get("fused") and options.get("capturable"):
+        raise NotImplementedError("`fused` does not support `capturable` yet; `foreach` does")
     # With a GPU it depends on where the parameters are, and the first step tells.
     if options.get("fused") and not torch.cuda.is_available():
         fused.require_compiler()
 
 
+def _stays_on_device(group: Group) -> bool:
+    """Whether no number may be read on the host: for a CUDA graph, or in a trace."""
+    return bool(group.get("capturable")) or torch.compiler.is_compiling()
+
+
+def _check_capture(group: Group, params: list[Tensor], counts_steps: bool, name: str) -> None:
+    """Refuse, in torch's words, a capture that would not be right."""
+    if torch.compiler.is_compiling():
+        return  # who compiles also captures
+    devices = _get_capturable_supported_devices()
+    if group.get("capturable") and not all(p.device.type in devices for p in params):
+        raise AssertionError(
+            f"If capturable=True, params and state_steps must be on supported devices: {devices}."
+        )
+    if counts_steps and not group.get("capturable") and _is_capturing():
+        raise RuntimeError(
+            f"Attempting CUDA graph capture of step() for an instance of {name} "
+            "but param_groups' capturable is False."
+        )
+
+
 def _is_capturing() -> bool:
     # Asked of an uninitialised CUDA, torch would try to start it.
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    """Whether this is a DTensor, of which each process holds a part."""
+    return hasattr(tensor, "placements")
+
+
+def _shards(table: Table) -> Table:
+    """This process's parts of tensors, cut as the parameter is."""
+    return {
+        letter: [_shard(t, p) for t, p in zip(column, table["p"], strict=True)]
+        for letter, column in table.items()
+    }
+
+
+def _shard(tensor: Any, p: Any) -> Any:
+    return tensor.redistribute(placements=p.placements).to_local() if _is_sharded(p) else tensor
 
 
 def _count(steps: list[Tensor]) -> list[float]:
@@ -260,6 +308,13 @@ def _count(steps: list[Tensor]) -> list[float]:
     ordinary = kinds == {Tensor} and steps[0].is_floating_point()
     one = _ONE if ordinary else 1
     return [step.add_(one).item() for step in steps]
+
+
+def _count_on_device(steps: list[Tensor]) -> Tensor:
+    """Count one more step, and say how many that makes, one number for each parameter."""
+    torch._foreach_add_(steps, 1)
+    # In double precision, as Python counts, or 1 − β₂ᵗ would have few digits.
+    return torch.stack(steps).double()
 
 
 def _by_step(table: Table, counts: list[float]) -> Iterable[tuple[float, Table]]:
@@ -277,7 +332,11 @@ def _as_real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def _step_count(value: float) -> Tensor:
-    """A step count as torch keeps it: 0-d, on the CPU, in float32 unless the default is float64."""
-    double = torch.get_default_dtype() == torch.float64
-    return torch.tensor(value, dtype=torch.float64 if double else torch.float32, device="cpu")
+def _step_count(value: float, p: Tensor, group: Group) -> Tensor:
+    """A step count as torch keeps it: 0-d, in float32 unless the default is float64."""
+    dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    return torch.tensor(value, dtype=dtype, device=_home_of_step(p, group))
+
+
+def _home_of_step(p: Tensor, group: Group) -> torch.device:
+    return p.device if group.get("capturable") else torch.device("cpu")

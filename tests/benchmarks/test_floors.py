@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = [
-    {"command", "data", "drawn", "landscapes", "lookalikes", "memory", "nets", "optimizers", "options",
-     "option_cases", "record", "shapes"},
+    {"command", "data", "drawn", "landscapes", "lookalikes", "memory", "nets", "optimizers",
+     "options", "option_cases", "record", "shapes"},
     {"trainee", "training", "report", "pictures", "entrants", "stopwatch", "step_report", "atlas",
      "equivalence_report"},
     {"mnist", "mnist_options", "step_time", "equivalence", "readme"},
