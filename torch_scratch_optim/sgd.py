@@ -59,6 +59,10 @@ class ScratchSGD(ScratchOptimizer):
         differentiable: let gradients flow through :meth:`step`; slow.
         fused: True compiles the rule, which takes seconds at the first step, and is fastest after
             that; needs a C++ compiler. Equal up to rounding.
+        capturable: let a CUDA graph capture :meth:`step`: step counts and tensor learning rates
+            stay on the device, nothing is read on the host and nothing is compiled, `fused` or not.
+            The first step, which makes the state, must have run. On a CPU :meth:`step` refuses it.
+            torch.optim has no such argument here.
 
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range.
@@ -92,6 +96,7 @@ class ScratchSGD(ScratchOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         check_options(lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and (momentum <= 0 or dampening != 0):
@@ -106,6 +111,7 @@ class ScratchSGD(ScratchOptimizer):
             "foreach": foreach,
             "differentiable": differentiable,
             "fused": fused,
+            "capturable": capturable,
         }
         super().__init__(params, defaults)
 
@@ -151,6 +157,7 @@ class ScratchMomentum(ScratchSGD):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -163,4 +170,5 @@ class ScratchMomentum(ScratchSGD):
             foreach=foreach,
             differentiable=differentiable,
             fused=fused,
+            capturable=capturable,
         )
