@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent / "extensions"), str(Path(__file__).parents[1])]
 
-from torch_scratch_optim import __version__
+from torch_scratch_optim import __version__  # noqa: E402  # of this checkout
 
 project = "torch-scratch-optim"
 author = "the authors of torch-scratch-optim"
@@ -23,6 +23,7 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 nitpicky = True
+nitpick_ignore = [("py:class", "collections.abc.Callable")]  # Python's own
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # Args say what is meant, and signatures stay torch's at a glance

@@ -12,6 +12,7 @@ SITE = "https://docs.pytorch.org/docs/stable"
 PAGES = {
     "torch.Tensor": "tensors.html#torch.Tensor",
     "torch.optim.Optimizer": "optim.html#torch.optim.Optimizer",
+    "torch.optim.optimizer.Optimizer": "optim.html#torch.optim.Optimizer",  # where it is defined
     **{
         f"torch.optim.{name}": f"generated/torch.optim.{name}.html"
         for name in ("SGD", "Adagrad", "RMSprop", "Adam", "AdamW", "Adadelta")
