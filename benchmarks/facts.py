@@ -87,10 +87,10 @@ def cost(name: str) -> str:
     return markdown(lines, texts=3) + "\n\nPer parameter in float32."
 
 
-def speed(name: str) -> str:
+def speed(*names: str) -> str:
     """The recorded times of a step, ours and torch's."""
     recorded = read_json(RESULTS / "step_time" / "step_time.json")
-    own = recorded | {"cells": [c for c in recorded["cells"] if c["optimizer"] == name]}
+    own = recorded | {"cells": [c for c in recorded["cells"] if c["optimizer"] in names]}
     return "\n\n".join(
         [provenance(recorded, "python -m benchmarks.step_time"), ratio_table(own), EXPLANATION]
     )

@@ -30,7 +30,7 @@ autodoc_typehints = "none"  # Args say what is meant, and signatures stay torch'
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
-myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath"]
+myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
 

@@ -14,10 +14,10 @@ from benchmarks.facts import FACTS
 
 
 class Facts(SphinxDirective):
-    """`{facts} WHAT [OPTIMIZER]` puts a table there."""
+    """`{facts} WHAT [OPTIMIZER ...]` puts a table there."""
 
     required_arguments = 1
-    optional_arguments = 1
+    optional_arguments = 2
     option_spec: ClassVar[dict[str, Any]] = {}
 
     def run(self) -> list[nodes.Node]:
