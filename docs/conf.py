@@ -29,6 +29,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # Args say what is meant, and signatures stay torch's at a glance
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3

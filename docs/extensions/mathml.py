@@ -9,14 +9,21 @@ from sphinx.util.typing import ExtensionMetadata
 from sphinx.writers.html5 import HTML5Translator
 
 
+def mathml(latex: str, display: str = "inline") -> str:
+    # A browser without a font for mathematics sets an accent into its letter, unless it is an
+    # ordinary sign that stands above.
+    made = convert(latex, display=display)
+    return made.replace(' accent="true"', "").replace("<mo>&#x0005E;", '<mo stretchy="false">ˆ')
+
+
 def inline(self: HTML5Translator, node: nodes.math) -> None:
-    self.body.append(convert(node.astext()))
+    self.body.append(mathml(node.astext()))
     raise nodes.SkipNode
 
 
 def display(self: HTML5Translator, node: nodes.math_block) -> None:
     lines = rf"\begin{{split}}{node.astext()}\end{{split}}"
-    self.body.append(f'<div class="equations">{convert(lines, display="block")}</div>\n')
+    self.body.append(f'<div class="equations">{mathml(lines, display="block")}</div>\n')
     raise nodes.SkipNode
 
 
