@@ -39,26 +39,22 @@ def variants(name: str) -> Iterator[tuple[str, ScratchOptimizer]]:
 
 def checkpoint(name: str) -> str:
     """The keys of a parameter's state and of a group."""
-    lines = [["key", "letter in the rule", "shape", "dtype", "kept"]]
-    known: set[str] = set()
+    lines: dict[str, list[str]] = {}
     for when, optimizer in variants(name):
         (group,) = optimizer.param_groups
         (p,) = group["params"]
         letters = {key: letter for letter, key in optimizer.columns(group).items()}
-        state = optimizer.new_state(p, group) if letters else {}
-        for key, value in state.items():
-            if key not in known:
-                known.add(key)
-                own = value.shape == p.shape
-                shape = "the parameter's" if own else f"`{list(value.shape)}`"
-                dtype = "the parameter's" if own else f"`{value.dtype}`"
-                lines.append([f"`{key}`", f"`{letters.get(key, 't')}`", shape, dtype, when])
+        for key, value in optimizer.new_state(p, group).items() if letters else ():
+            what = [f"`{list(value.shape)}`", f"`{value.dtype}`"]
+            if value.shape == p.shape:
+                what = ["the parameter's"] * 2
+            lines.setdefault(key, [f"`{key}`", f"`{letters.get(key, 't')}`", *what, when])
     theirs = CONTENDERS[name].reference([torch.zeros(1, requires_grad=True)]).defaults
-    keys = ", ".join(
-        f"`{key}`" + ("" if key in theirs else " (not in torch's)") for key in optimizer.defaults
-    )
-    kept = markdown(lines, texts=5) if known else "No state."
-    return f"{kept}\n\nKeys of a group, apart from `params`: {keys}."
+    group.pop("params")
+    keys = [f"`{key}`" + ("" if key in theirs else " (not in torch's)") for key in group]
+    headings = ["key", "letter in the rule", "shape", "dtype", "kept"]
+    table = markdown([headings, *lines.values()], texts=5)
+    return f"{table}\n\nKeys of a group, apart from `params`: {', '.join(keys)}."
 
 
 def traffic(optimizer: ScratchOptimizer) -> tuple[list[str], list[str]]:

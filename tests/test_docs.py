@@ -7,6 +7,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -118,7 +119,7 @@ def test_every_public_name_says_what_it_is_and_takes(name: str) -> None:
     for argument in inspect.signature(value).parameters:
         assert f"\n    {argument}: " in documented, argument
     for method, of in vars(value).items():
-        if not method.startswith("_") and inspect.isfunction(of) and inspect.isclass(value):
+        if not method.startswith("_") and isinstance(of, (FunctionType, property)):
             # What a subclass overrides is described in the base.
             assert inspect.getdoc(getattr(value, method)), method
 
