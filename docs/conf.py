@@ -31,7 +31,14 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 
-myst_enable_extensions = ["deflist"]
+myst_enable_extensions = ["deflist", "substitution"]
+myst_substitutions = {
+    "the_source_itself": (
+        "This is the source itself, included when this page was made. `Carrier` stands for a "
+        "tensor or for many that move as one; `loss_gradient` negates the gradient for `maximize` "
+        "and adds λθ for `weight_decay`."
+    )
+}
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
 
