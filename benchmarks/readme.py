@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import read_json
+from benchmarks.record import provenance, read_json
 from benchmarks.report import EXPLANATION, Pair, markdown_table
 from benchmarks.step_report import EXPLANATION as STEP_TIMES
 from benchmarks.step_report import ratio_table
@@ -55,16 +55,6 @@ def recorded_pairs(summary: dict[str, Any]) -> list[Pair]:
         )
         for twin in summary["twins"]
     ]
-
-
-def provenance(recorded: dict[str, Any], command: str) -> str:
-    """On what, with what and by which command something was measured."""
-    machine, versions = recorded["machine"], recorded["versions"]
-    device = "" if machine["device"] == "cpu" else f"{machine['device']}, "
-    return (
-        f"{device}{machine['processor']}, {machine['torch_threads']} threads, "
-        f"torch {versions['torch']}, Python {versions['python']}: `{command}`"
-    )
 
 
 TABLES: dict[str, Callable[[], str]] = {"mnist": mnist_table, "step_time": step_time_table}

@@ -105,16 +105,20 @@ def _arena(key: tuple[Any, ...], trials: list[Trial]) -> Facts:
     for entry in entries:
         entry["difference"] = None if entry is entries[0] else _difference(entry, entries[0])
         entry["like_the_best"] = entry is entries[0]
+    sensitivities = [
+        _sensitivity(name, mine)
+        for name in CONTENDERS
+        if (mine := [one for one in searched if one["settings"]["optimizer"] == name])
+    ]
+    for one in sensitivities:
+        record = max(other["best"]["accuracy"] for other in sensitivities)
+        one["close_to_record"] = _close(one["points"], record)
     return shared | {
         "title": describe(shared["net"], shared["depth"], shared["width"]),
         "trials": len(trials),
         "seeds": sorted({trial["settings"]["seed"] for trial in finals}),
         "ranking": entries,
-        "sensitivity": [
-            _sensitivity(name, mine)
-            for name in CONTENDERS
-            if (mine := [one for one in searched if one["settings"]["optimizer"] == name])
-        ],
+        "sensitivity": sensitivities,
     }
 
 
@@ -193,17 +197,22 @@ def _sensitivity(optimizer: str, trials: list[Trial]) -> Facts:
     ]
     best = max(points, key=lambda point: (point["accuracy"], -point["lr"]))
     rates = [point["lr"] for point in points]
-    # Differences of shares of 10,000 images, computed in floats: a hair must not decide.
-    least = best["accuracy"] - CLOSE - 1e-9
+    edges = min(rates), max(rates)
+    inside = [point["accuracy"] for point in points if point["lr"] not in edges]
     return {
         "optimizer": optimizer,
         "title": CONTENDERS[optimizer].title,
         "points": points,
         "best": best,
-        "at_edge": len(rates) > 1 and best["lr"] in (min(rates), max(rates)),
-        "close": _share(point["accuracy"] >= least for point in points),
+        "at_edge": best["accuracy"] > max(inside, default=-math.inf),
+        "close": _close(points, best["accuracy"]),
         "diverged": statistics.fmean(point["diverged"] for point in points),
     }
+
+
+def _close(points: list[Facts], best: float) -> float:
+    # Accuracies are shares of whole images, but floats: a hair must not decide.
+    return _share(point["accuracy"] >= best - CLOSE - 1e-9 for point in points)
 
 
 def _accuracies(runs: list[Trial]) -> list[float]:
