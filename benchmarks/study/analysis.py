@@ -179,9 +179,9 @@ def _difference(entry: Facts, best: Facts) -> Facts:
     )
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
-        return dict.fromkeys(("mean", "low", "high", "p")) | {"pairs": 0}
+        return dict.fromkeys(("mean", "low", "high", "p")) | {"values": []}
     found = difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
-    return asdict(found) | {"pairs": len(seeds)}
+    return asdict(found) | {"values": [ours[seed] - theirs[seed] for seed in seeds]}
 
 
 def _sensitivity(optimizer: str, trials: list[Trial]) -> Facts:

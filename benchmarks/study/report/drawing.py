@@ -27,8 +27,11 @@ GREY = "#808080"  # seen on white and on black
 MARK = "mark:"  # begins the id of what belongs to an optimizer
 
 
-def panel(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SIZE, layout="constrained")
+def panel(title: str, x: str, y: str, rows: int | None = None) -> tuple[Figure, Axes]:
+    """An empty figure with its axes; `rows` of a list need no more than their height."""
+    width, height = SIZE
+    size = (width, height if rows is None else min(height, 1 + 0.5 * rows))
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, fontsize=TEXT, loc="left")
     axes.set_xlabel(x, fontsize=TEXT)
@@ -75,12 +78,12 @@ def plain_log(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def legend(figure: Figure, optimizers: Sequence[str], more: Sequence[Artist] = ()) -> None:
+def legend(axes: Axes, optimizers: Sequence[str], more: Sequence[Artist] = ()) -> None:
     lines = legend_of(optimizers, with_markers=True)
     for line in lines:
         line.set_linewidth(2.5)
         line.set_markersize(6)
-    figure.legend(
+    axes.figure.legend(
         handles=[*lines, *more], loc="outside lower left", ncols=3, fontsize=SMALL, frameon=False,
         handlelength=1.6, columnspacing=1.2,
     )  # fmt: skip

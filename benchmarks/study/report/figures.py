@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.study.analysis import TARGETS
+from benchmarks.study.analysis import CLOSE, TARGETS
 from benchmarks.study.report.drawing import (
     GREY,
     INK,
-    SMALL,
     belongs,
     legend,
     look,
@@ -21,37 +21,92 @@ from benchmarks.study.report.drawing import (
     percent_of_errors,
     plain_log,
 )
-from benchmarks.study.report.words import percent, setting_of, with_interval
+from benchmarks.study.report.words import number, percent, setting_of, with_interval
 
 Facts = dict[str, Any]
 Draw = Callable[[Facts], Figure]
 
+FAR = 3.0  # points behind the best: farther away is not drawn to scale
+LEAST = 5e-5  # an error on a logarithmic axis
 NEVER = 1.12  # where a profile ends that does not reach the top, in units of the longest run
 
 
 def ranking(arena: Facts) -> Figure:
     """Test errors: the mean of each optimizer with its interval over the runs of single seeds."""
     entries = arena["ranking"]
-    figure, axes = panel("Test error of the re-run winners", "test error, %", "")
-    errors = [1 - one for entry in entries for one in entry["test_accuracy"]["values"]]
-    percent_of_errors(axes, "x", errors)
-    for place, entry in enumerate(entries):
-        accuracy, colour = entry["test_accuracy"], look(entry["optimizer"])
-        mine = [1 - one for one in accuracy["values"]]
-        dots = axes.plot(mine, [place + 0.22] * len(mine), ls="", ms=4, alpha=0.55, mew=0, **colour)
-        artists = [*dots, *axes.plot(1 - accuracy["mean"], place, ms=9, **colour)]
-        if accuracy["low"] is not None:
-            artists += axes.plot(
-                [1 - accuracy["high"], 1 - accuracy["low"]],
-                [place, place],
-                lw=3,
-                color=colour["color"],
-            )
+    figure, axes = panel("Test error of the re-run winners", "test error, %", "", rows=len(entries))
+    runs = [[_error(one) for one in entry["test_accuracy"]["values"]] for entry in entries]
+    percent_of_errors(axes, "x", [one for mine in runs for one in mine])
+    for place, (entry, mine) in enumerate(zip(entries, runs, strict=True)):
+        accuracy = entry["test_accuracy"]
+        ends = [_error(one) for one in (accuracy["high"], accuracy["low"]) if one is not None]
         words = f"{entry['title']}, {setting_of(entry)}: test accuracy {with_interval(accuracy)}"
-        belongs(artists, entry["optimizer"], words)
+        _interval(axes, entry["optimizer"], place, _error(accuracy["mean"]), ends, mine, words)
+    _name_rows(axes, entries)
+    return figure
+
+
+def behind_the_best(arena: Facts) -> Figure:
+    """Paired differences in test accuracy; who is far behind is named at the edge."""
+    entries = arena["ranking"]
+    best = entries[0]
+    title = f"Points behind {best['title']}, seed by seed"
+    figure, axes = panel(title, "difference in test accuracy, points", "", rows=len(entries))
+    axes.axvline(0, color=look(best["optimizer"])["color"], lw=2)
+    for place, entry in enumerate(entries[1:], 1):
+        found = entry["difference"]
+        if found["mean"] is None:
+            continue
+        mean, words = 100 * found["mean"], f"{entry['title']}: {with_interval(found)} points"
+        if mean < -FAR:
+            colour = look(entry["optimizer"])["color"]
+            text = axes.text(
+                0.02, place, f"◀ {number(mean, '.1f')}", color=colour, va="center",
+                transform=axes.get_yaxis_transform(),
+            )  # fmt: skip
+            belongs(text, entry["optimizer"], words)
+            continue
+        ends = [100 * one for one in (found["low"], found["high"]) if one is not None]
+        runs = [100 * one for one in found["values"]]
+        _interval(axes, entry["optimizer"], place, mean, ends, runs, words)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(-0.1, max(low, -FAR)), max(0.1, min(high, FAR)))
+    _name_rows(axes, entries)
+    return figure
+
+
+def _interval(
+    axes: Axes,
+    optimizer: str,
+    place: int,
+    mean: float,
+    ends: list[float],
+    runs: list[float],
+    words: str,
+) -> None:
+    """A mean on the bar of its interval, above the runs that it is of."""
+    colour = look(optimizer)
+    artists = [
+        *axes.plot(runs, [place + 0.25] * len(runs), ls="", ms=4, alpha=0.55, mew=0, **colour),
+        *axes.plot(ends, [place] * len(ends), lw=4, alpha=0.6, color=colour["color"]),
+        *axes.plot(mean, place, ms=7, **colour),
+    ]
+    belongs(artists, optimizer, words)
+
+
+def _name_rows(axes: Axes, entries: Sequence[Facts]) -> None:
     axes.set_yticks(range(len(entries)), [entry["title"] for entry in entries])
     axes.set_ylim(len(entries) - 0.5, -0.6)
-    return figure
+
+
+def _error(accuracy: float) -> float:
+    """For a logarithmic axis: no error at all is drawn as less than one of 10,000 images."""
+    return max(1 - accuracy, LEAST)
+
+
+def _widths(entries: Sequence[Facts]) -> list[float]:
+    """Each line a little thinner than the one below, which is seen even where they agree."""
+    return [2 + 0.6 * (len(entries) - 1 - place) for place in range(len(entries))]
 
 
 def sensitivity(arena: Facts) -> Figure:
@@ -59,30 +114,30 @@ def sensitivity(arena: Facts) -> Figure:
     title = "Learning-rate sensitivity" if arena["track"] == "lr" else "Every setting searched"
     figure, axes = panel(title, "learning rate", "validation error, %")
     points = [point for one in arena["sensitivity"] for point in one["points"]]
-    errors = [1 - point["accuracy"] for point in points]
+    errors = [_error(point["accuracy"]) for point in points]
     axes.set_xscale("log")
     percent_of_errors(axes, "y", errors)
-    for one in arena["sensitivity"]:
+    for one, width in zip(arena["sensitivity"], _widths(arena["sensitivity"]), strict=True):
         mine = one["points"]
         rates = [point["lr"] for point in mine]
-        heights = [1 - point["accuracy"] for point in mine]
+        heights = [_error(point["accuracy"]) for point in mine]
         line = "-" if arena["track"] == "lr" else ""
-        artists = axes.plot(
-            rates, heights, ls=line, lw=2, ms=5, alpha=0.85, **look(one["optimizer"])
-        )
+        artists = axes.plot(rates, heights, ls=line, lw=width, ms=5, **look(one["optimizer"]))
         lost = [point for point in mine if point["diverged"]]
         artists += axes.plot(
-            [point["lr"] for point in lost], [1 - point["accuracy"] for point in lost],
+            [point["lr"] for point in lost], [_error(point["accuracy"]) for point in lost],
             ls="", marker="x", ms=9, mew=2, color=look(one["optimizer"])["color"],
         )  # fmt: skip
         best = one["best"]
-        artists += axes.plot(best["lr"], 1 - best["accuracy"], ls="", marker="o", ms=13, mfc="none",
-                             mew=2, color=look(one["optimizer"])["color"])  # fmt: skip
+        artists += axes.plot(
+            best["lr"], _error(best["accuracy"]), ls="", marker="o", ms=13, mfc="none", mew=2,
+            color=look(one["optimizer"])["color"],
+        )  # fmt: skip
         words = f"{one['title']}: best {percent(best['accuracy'])} at learning rate {best['lr']:g}"
         belongs(artists, one["optimizer"], words)
     record = max(one["best"]["accuracy"] for one in arena["sensitivity"])
-    axes.axhspan(1 - record, 1 - record + 0.01, color=GREY, alpha=0.18, lw=0)
-    legend(figure, _optimizers(arena["sensitivity"]), [
+    axes.axhspan(_error(record), _error(record - CLOSE), color=GREY, alpha=0.18, lw=0)
+    legend(axes, _optimizers(arena["sensitivity"]), [
         Line2D([], [], ls="", marker="o", ms=10, mfc="none", mew=2, color=INK, label="its best"),
         Line2D([], [], ls="", marker="x", ms=8, mew=2, color=INK, label="diverged"),
     ])  # fmt: skip
@@ -91,45 +146,40 @@ def sensitivity(arena: Facts) -> Figure:
 
 def training_loss(arena: Facts) -> Figure:
     figure, axes = panel("Training loss", "epochs", "training loss")
-    _curves(arena, "train_loss", axes.plot, axes.fill_between, lambda loss: loss)
+    _curves(arena, "train_loss", axes, lambda loss: loss)
     plain_log(axes)
-    axes.set_xlim(left=0)
-    legend(figure, _optimizers(arena["ranking"]))
     return figure
 
 
 def validation_error(arena: Facts) -> Figure:
     figure, axes = panel("Validation error", "epochs", "validation error, %")
-    errors = _curves(
-        arena, "validation_accuracy", axes.plot, axes.fill_between, lambda accuracy: 1 - accuracy
-    )
-    percent_of_errors(axes, "y", errors)
-    axes.set_xlim(left=0)
-    legend(figure, _optimizers(arena["ranking"]))
+    percent_of_errors(axes, "y", _curves(arena, "validation_accuracy", axes, _error))
     return figure
 
 
-def _curves(
-    arena: Facts,
-    name: str,
-    plot: Callable[..., list[Line2D]],
-    fill: Callable[..., Any],
-    height: Callable[[float], float],
-) -> list[float]:
+def _curves(arena: Facts, name: str, axes: Axes, height: Callable[[float], float]) -> list[float]:
     """Medians as lines, all runs as bands. Returns every height in them."""
-    seen = []
-    for entry in arena["ranking"]:
-        epochs, curve = entry["curves"]["epoch"], entry["curves"][name]
-        median, low, high = (
-            [math.nan if one is None or math.isinf(one) else height(one) for one in curve[word]]
+    entries = arena["ranking"]
+    drawn = [
+        {
+            word: [math.nan if one is None else height(one) for one in entry["curves"][name][word]]
             for word in ("median", "low", "high")
-        )
-        colour = look(entry["optimizer"], marker=False)
-        lines = plot(epochs, median, lw=2, **look(entry["optimizer"]), ms=5, markevery=0.2)
-        band = fill(epochs, low, high, alpha=0.2, lw=0, **colour)
-        belongs([*lines, band], entry["optimizer"], f"{entry['title']}, {setting_of(entry)}")
-        seen += [one for one in (*median, *low, *high) if math.isfinite(one)]
-    return seen
+        }
+        for entry in entries
+    ]
+    heights = [one for lines in drawn for line in lines.values() for one in line]
+    heights = [one for one in heights if math.isfinite(one)]
+    for entry, lines, width in zip(entries, drawn, _widths(entries), strict=True):
+        epochs = entry["curves"]["epoch"]
+        # An infinite loss leaves the figure by its upper edge.
+        low, high = ([min(one, max(heights)) for one in lines[end]] for end in ("low", "high"))
+        colour = look(entry["optimizer"])
+        curve = axes.plot(epochs, lines["median"], lw=width, ms=5, markevery=0.2, **colour)
+        band = axes.fill_between(epochs, low, high, alpha=0.2, lw=0, color=colour["color"])
+        belongs([*curve, band], entry["optimizer"], f"{entry['title']}, {setting_of(entry)}")
+    axes.set_xlim(left=0)
+    legend(axes, _optimizers(entries))
+    return heights
 
 
 def time_to(target: str) -> Draw:
@@ -152,10 +202,9 @@ def time_to(target: str) -> Draw:
             words = f"{entry['title']}: {found['reached']} of {found['of']} runs"
             belongs(lines, entry["optimizer"], words)
         axes.axvline(longest, color=GREY, lw=1, ls=(0, (2, 2)))
-        axes.annotate("end", (longest, 50), fontsize=SMALL, color=GREY, ha="right", rotation=90)
         axes.set_xlim(0, longest * NEVER * 1.02)
         axes.set_ylim(-4, 104)
-        legend(figure, _optimizers(arena["ranking"]))
+        legend(axes, _optimizers(arena["ranking"]))
         return figure
 
     return draw
@@ -165,18 +214,18 @@ def gradient_flow(arena: Facts) -> Figure:
     """The norm of the gradient in each layer, at the first step and at the end of the training."""
     figure, axes = panel("Gradient of each layer's weights", "layer", "norm of the gradient")
     start: list[float] = []
-    for entry in arena["ranking"]:
+    for entry, width in zip(arena["ranking"], _widths(arena["ranking"]), strict=True):
         flow = entry["gradient_flow"]
         places = range(len(flow["layers"]))
         start = start or [math.nan if one is None else one for one in flow["start"]]
         end = [math.nan if one is None else one for one in flow["end"]]
-        lines = axes.plot(places, end, lw=2, ms=6, alpha=0.9, **look(entry["optimizer"]))
+        lines = axes.plot(places, end, lw=width, ms=6, **look(entry["optimizer"]))
         belongs(lines, entry["optimizer"], f"{entry['title']}, at the end of the training")
     axes.plot(range(len(start)), start, color=INK, lw=2, ls=(0, (3, 2)), marker=".", ms=8)
     names = arena["ranking"][0]["gradient_flow"]["layers"]
     axes.set_xticks(range(len(names)), [name.removeprefix("layer_") for name in names])
-    axes.set_yscale("log")
-    legend(figure, _optimizers(arena["ranking"]), [
+    plain_log(axes)
+    legend(axes, _optimizers(arena["ranking"]), [
         Line2D([], [], color=INK, lw=2, ls=(0, (3, 2)), marker=".", ms=8, label="first step"),
     ])  # fmt: skip
     return figure
@@ -188,6 +237,7 @@ def _optimizers(entries: Sequence[Facts]) -> list[str]:
 
 OF_RANKING: dict[str, Draw] = {
     "ranking": ranking,
+    "behind_the_best": behind_the_best,
     "training_loss": training_loss,
     "validation_error": validation_error,
     **{f"time_to_{target.removeprefix('0.')}": time_to(target) for target in TARGETS},

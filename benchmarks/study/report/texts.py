@@ -45,7 +45,9 @@ def heading(arena: Facts) -> str:
 
 def sections(arena: Facts) -> Iterator[Section]:
     if arena["ranking"]:
-        yield Section("Ranking", _ranking_text(arena), ["ranking"], ranking_table(arena))
+        yield Section(
+            "Ranking", _ranking_text(arena), ["ranking", "behind_the_best"], ranking_table(arena)
+        )
     if arena["sensitivity"]:
         yield Section(
             "Sensitivity to the learning rate", _SENSITIVITY, ["sensitivity"],
@@ -100,7 +102,7 @@ _CURVES = "Lines: the median of all seeds. Bands: from the lowest to the highest
 _TARGETS = (
     "Medians over all runs; a run that never reaches the target counts as infinite (∞), so the "
     "median is infinite if half of them miss it. Evaluation is off the clock. Profiles: the sooner "
-    "and the higher, the better."
+    "and the higher, the better; the dashes are the end of the training."
 )
 _FLOW = (
     "Dashes: at the first step, where all optimizers meet the same gradient. Colours: at the end "

@@ -43,7 +43,7 @@ def options_of(options: dict[str, Any]) -> str:
 
 def setting_of(entry: dict[str, Any]) -> str:
     """The learning rate, and what else is not its default."""
-    return ", ".join(filter(None, [f"lr {entry['lr']:.3g}", options_of(entry["options"])]))
+    return ", ".join(filter(None, [f"lr\u00a0{entry['lr']:.3g}", options_of(entry["options"])]))
 
 
 def _option(value: Any) -> str:
