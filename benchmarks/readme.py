@@ -17,6 +17,8 @@ from benchmarks.record import provenance, read_json
 from benchmarks.report import EXPLANATION, Pair, markdown_table
 from benchmarks.step_report import EXPLANATION as STEP_TIMES
 from benchmarks.step_report import ratio_table
+from benchmarks.study.report.tables import EXPLANATION as STUDY
+from benchmarks.study.report.tables import readme_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -42,6 +44,19 @@ def step_time_table() -> str:
             provenance(recorded, "python -m benchmarks.step_time"),
             ratio_table(recorded),
             STEP_TIMES,
+        ]
+    )
+
+
+def study_table() -> str:
+    summary = read_json(RESULTS / "study" / "summary.json")
+    seeds = max(len(arena["seeds"]) for arena in summary["arenas"])
+    return "\n\n".join(
+        [
+            f"{summary['dataset']}, {summary['provenance']}",
+            readme_table(summary).markdown(),
+            f"Learning rates chosen on a validation set, then {seeds} seeds of paired initial "
+            f"weights and orders of batches. {STUDY}",
         ]
     )
 

@@ -60,11 +60,11 @@ def _result(net: str, accuracy: float | None, alone: bool) -> dict[str, Any]:
     steps = [step for step in STEPS if not diverged or step <= 300]
     end = 0.1 if accuracy is None else accuracy
     accuracies = [0.1 + (end - 0.1) * (1 - math.exp(-step / 100)) for step in steps]
+    if not diverged:
+        accuracies[-1] = end
     losses: list[float | None] = [0.05 + 2.25 * (1 - one) / 0.9 for one in accuracies]
     if diverged:
         losses[-1] = None
-    else:
-        accuracies[-1] = end
     loss = losses[-1]
     return {
         "diverged": diverged,

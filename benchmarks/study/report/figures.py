@@ -235,18 +235,12 @@ def _optimizers(entries: Sequence[Facts]) -> list[str]:
     return [entry["optimizer"] for entry in entries]
 
 
-OF_RANKING: dict[str, Draw] = {
+DRAWINGS: dict[str, Draw] = {
     "ranking": ranking,
     "behind_the_best": behind_the_best,
+    "sensitivity": sensitivity,
     "training_loss": training_loss,
     "validation_error": validation_error,
     **{f"time_to_{target.removeprefix('0.')}": time_to(target) for target in TARGETS},
     "gradient_flow": gradient_flow,
 }
-OF_SEARCH: dict[str, Draw] = {"sensitivity": sensitivity}
-
-
-def draw_all(arena: Facts) -> dict[str, Figure]:
-    """Every figure that there are facts for, the most instructive first."""
-    chosen = (OF_SEARCH if arena["sensitivity"] else {}) | (OF_RANKING if arena["ranking"] else {})
-    return {name: draw(arena) for name, draw in chosen.items()}

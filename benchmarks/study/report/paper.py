@@ -46,8 +46,8 @@ def _parts(
             yield f"### {section.title}"
             yield section.text
             for name in section.figures:
-                if name in drawn:
-                    yield f"![{drawn[name].axes[0].get_title('left')}](figures/{key}_{name}.svg)"
+                title = drawn[name].axes[0].get_title("left")
+                yield f"![{title}](figures/{key}_{name}.svg)"
             if section.table is not None:
                 yield section.table.markdown()
     if published:

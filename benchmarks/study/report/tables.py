@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +19,16 @@ from benchmarks.study.report.words import (
     setting_of,
     with_interval,
 )
+from benchmarks.study.statistics import CONFIDENCE
 
 Facts = dict[str, Any]
+
+EXPLANATION = (
+    f"In brackets: {CONFIDENCE:.0%} bootstrap intervals. p: sign-flip permutation test of the "
+    "difference to the best, corrected for all comparisons; “=” cannot be told from the best. "
+    "A run that diverged counts as guessing; a run that misses 97 % on the validation set counts "
+    "as infinite (∞)."
+)
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,32 @@ def _place(trial: Trial) -> tuple[Any, ...]:
         settings["net"], trial["track"], trial["phase"], optimizer, settings["lr"],
         settings["seed"], str(settings["options"]),
     )  # fmt: skip
+
+
+def readme_table(summary: Facts) -> Table:
+    """The track "lr" in short, from a recorded summary.json, whose infinities are null."""
+    headings = [
+        "net", "place", "optimizer", "setting", "test accuracy %", "behind the best, points", "p",
+        "97 % after epochs", "rates within 1 % of the best of all", "rates that diverge",
+    ]  # fmt: skip
+    rows = []
+    for arena in summary["arenas"]:
+        tuned = {one["optimizer"]: one for one in arena["sensitivity"]}
+        for entry, row in zip(arena["ranking"], ranking_table(arena).rows, strict=True):
+            if arena["track"] != "lr":
+                continue
+            median = entry["targets"]["0.97"]["epoch"]["median"]
+            one = tuned.get(entry["optimizer"], {})
+            rows.append(
+                [
+                    arena["net"],
+                    *row[:6],
+                    number(math.inf if median is None else median, ".2f"),
+                    percent(one.get("close_to_record"), 0),
+                    percent(one.get("diverged"), 0),
+                ]
+            )
+    return Table(headings, rows, texts=4)
 
 
 def published_table(case: Facts) -> Table:

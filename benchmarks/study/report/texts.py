@@ -57,6 +57,7 @@ def sections(arena: Facts) -> Iterator[Section]:
         yield Section("Learning curves", _CURVES, ["training_loss", "validation_error"], None)
         names = [f"time_to_{target.removeprefix('0.')}" for target in TARGETS]
         yield Section("Time to a target", _TARGETS, names, targets_table(arena))
+    if arena["ranking"] and all(entry["gradient_flow"]["layers"] for entry in arena["ranking"]):
         yield Section("Gradient flow", _FLOW, ["gradient_flow"], None)
 
 

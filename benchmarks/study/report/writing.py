@@ -11,9 +11,10 @@ from benchmarks.optimizers import CONTENDERS
 from benchmarks.record import provenance, read_json, write_atomically, write_json
 from benchmarks.study.analysis import SAME, Trial, analyse, without_curves
 from benchmarks.study.report.drawing import svg_file
-from benchmarks.study.report.figures import draw_all
+from benchmarks.study.report.figures import DRAWINGS
 from benchmarks.study.report.page import page
 from benchmarks.study.report.paper import paper
+from benchmarks.study.report.texts import sections
 
 STUDY, TRIALS, PUBLISHED = "study.json", "trials", "published.json"
 PAGE, PAPER, SUMMARY, FIGURES = "report.html", "report.md", "summary.json", "figures"
@@ -35,7 +36,9 @@ def write(out: Path) -> None:
     facts = analyse(trials)
     about = _about(study, facts)
     figures = {
-        f"{number}_{arena['net']}_{arena['track']}": draw_all(arena)
+        f"{number}_{arena['net']}_{arena['track']}": {
+            name: DRAWINGS[name](arena) for section in sections(arena) for name in section.figures
+        }
         for number, arena in enumerate(facts["arenas"], 1)
     }
     write_json(out / SUMMARY, study | about | without_curves(facts))
@@ -84,7 +87,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _about(study: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    command = study.get("command", "python -m benchmarks.study")
+    command = study.get("command") or (
+        f"python -m benchmarks.study --budget {study['settings']['budget']}"
+    )
     used = list(dict.fromkeys(arena["dataset"] for arena in facts["arenas"]))
     return {
         "dataset": ", ".join(DATA[name] for name in used) or "no data yet",
