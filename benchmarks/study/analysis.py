@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.nets import ACTIVATIONS, CLASSES, describe
 from benchmarks.optimizers import CONTENDERS
-from benchmarks.study.statistics import corrected, difference, interval
+from benchmarks.study.statistics import corrected, difference, interval, least_p
 
 Trial = dict[str, Any]
 Facts = dict[str, Any]
@@ -45,19 +45,25 @@ def analyse(trials: Iterable[Trial]) -> Facts:
 
     `arenas` holds one entry for each net, track and schedule (and whatever else of `SAME` differs
     between trials), with its `ranking` of re-run winners, best first, and its `sensitivity` to the
-    learning rate. Infinite values are `math.inf`; None is what is not known.
+    learning rate. An entry is `like_the_best` if it cannot be told from the first, None if there
+    are too few seeds to tell anything. Infinite values are `math.inf`; None is what is not known.
     """
     arenas = [_arena(key, group) for key, group in _by_arena(trials).items()]
     behind = [entry for arena in arenas for entry in arena["ranking"][1:]]
     ps = corrected([entry["difference"]["p"] for entry in behind])
     for entry, p in zip(behind, ps, strict=True):
         entry["difference"]["p_corrected"] = p
-        entry["like_the_best"] = None if p is None else p > LIKELY
+        entry["like_the_best"] = None if _too_few(entry) else p is not None and p > LIKELY
     return {
         "arenas": arenas,
         "comparisons": sum(p is not None for p in ps),
         "trials": sum(arena["trials"] for arena in arenas),
     }
+
+
+def _too_few(entry: Facts) -> bool:
+    """Whether no difference at all could be told from chance with that many pairs."""
+    return least_p(len(entry["difference"]["values"])) > LIKELY
 
 
 def value(trial: Trial, measure: str) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.study.analysis import analyse
+from benchmarks.study.report.texts import verdict
 from benchmarks.study.statistics import corrected, difference, interval, least_p
 from tests.benchmarks.made_up_study import SEEDS, SMALL, TURN, made_up_trials, trial
 
@@ -67,6 +68,20 @@ def test_who_is_behind_at_every_seed_is_told_from_the_best(relu: Facts) -> None:
     # Five comparisons, of which four have the smallest p-value: 5/4 of it.
     assert found["p_corrected"] == pytest.approx(5 / 4 * 2 / 2**10)
     assert of(relu, "momentum")["like_the_best"] is False
+
+
+def test_three_seeds_are_too_few_to_tell_anything() -> None:
+    trials = [one for one in made_up_trials() if one["settings"]["seed"] < SEEDS[3]]
+    (_, arena) = analyse(trials)["arenas"]
+    assert {entry["like_the_best"] for entry in arena["ranking"][1:]} == {None}
+    assert "too few seeds" in verdict(arena)
+
+
+def test_the_verdict_names_who_cannot_be_told_from_the_best(facts: Facts, relu: Facts) -> None:
+    assert verdict(relu) == (
+        "Adam comes first with 98.00 % on the test set; AdamW cannot be told from it."
+    )
+    assert verdict(facts["arenas"][0]).endswith("96.00 % on the test set, ahead of every other.")
 
 
 def test_pairs_are_of_the_same_seed() -> None:

@@ -59,7 +59,7 @@ def percent_of_errors(axes: Axes, which: str, errors: Sequence[float]) -> None:
     """A logarithmic axis of error rates (0 … 1), in per cent: near 100 % accuracy is seen, too."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-    ticks = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 0.9]
+    ticks = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.9]
     low, high = min(errors), max(errors)
     if high < 2 * low:  # too narrow for these
         step = 0.001 if high - low < 0.01 else 0.005

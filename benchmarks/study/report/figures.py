@@ -26,7 +26,7 @@ from benchmarks.study.report.words import number, percent, setting_of, with_inte
 Facts = dict[str, Any]
 Draw = Callable[[Facts], Figure]
 
-FAR = 3.0  # points behind the best: farther away is not drawn to scale
+FAR = 3.0  # points behind the best: who is farther away than that and the next is only named
 LEAST = 5e-5  # an error on a logarithmic axis
 NEVER = 1.12  # where a profile ends that does not reach the top, in units of the longest run
 
@@ -53,12 +53,14 @@ def behind_the_best(arena: Facts) -> Figure:
     title = f"Points behind {best['title']}, seed by seed"
     figure, axes = panel(title, "difference in test accuracy, points", "", rows=len(entries))
     axes.axvline(0, color=look(best["optimizer"])["color"], lw=2)
+    gaps = [-100 * (entry["difference"]["mean"] or 0) for entry in entries[1:]]
+    far = max(FAR, 1.3 * min(gaps))
     for place, entry in enumerate(entries[1:], 1):
         found = entry["difference"]
         if found["mean"] is None:
             continue
         mean, words = 100 * found["mean"], f"{entry['title']}: {with_interval(found)} points"
-        if mean < -FAR:
+        if mean < -far:
             colour = look(entry["optimizer"])["color"]
             text = axes.text(
                 0.02, place, f"◀ {number(mean, '.1f')}", color=colour, va="center",
@@ -70,7 +72,7 @@ def behind_the_best(arena: Facts) -> Figure:
         runs = [100 * one for one in found["values"]]
         _interval(axes, entry["optimizer"], place, mean, ends, runs, words)
     low, high = axes.get_xlim()
-    axes.set_xlim(min(-0.1, max(low, -FAR)), max(0.1, min(high, FAR)))
+    axes.set_xlim(min(-0.1, max(low, -far)), max(0.1, min(high, far)))
     _name_rows(axes, entries)
     return figure
 

@@ -46,7 +46,10 @@ def heading(arena: Facts) -> str:
 def sections(arena: Facts) -> Iterator[Section]:
     if arena["ranking"]:
         yield Section(
-            "Ranking", _ranking_text(arena), ["ranking", "behind_the_best"], ranking_table(arena)
+            "Ranking",
+            _ranking_text(arena),
+            ["ranking", "behind_the_best"][: len(arena["ranking"])],
+            ranking_table(arena),
         )
     if arena["sensitivity"]:
         yield Section(
@@ -70,15 +73,20 @@ def verdicts(published: Sequence[Facts]) -> str:
 def verdict(arena: Facts) -> str:
     """Who comes first, and who cannot be told from it."""
     first, *others = arena["ranking"]
-    told = [entry for entry in others if entry["like_the_best"] is False]
     alike = [entry["title"] for entry in others if entry["like_the_best"]]
     accuracy = percent(first["test_accuracy"]["mean"])
     text = f"{first['title']} comes first with {accuracy} on the test set"
-    if alike:
-        text += f"; {' and '.join(alike)} cannot be told from it"
-    elif others and len(told) == len(others):
+    if any(entry["like_the_best"] is None for entry in others):
+        text += "; there are too few seeds to tell what is chance"
+    elif alike:
+        text += f"; {_listed(alike)} cannot be told from it"
+    elif others:
         text += ", ahead of every other"
     return text + "."
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _ranking_text(arena: Facts) -> str:
