@@ -45,12 +45,8 @@ def heading(arena: Facts) -> str:
 
 def sections(arena: Facts) -> Iterator[Section]:
     if arena["ranking"]:
-        yield Section(
-            "Ranking",
-            _ranking_text(arena),
-            ["ranking", "behind_the_best"][: len(arena["ranking"])],
-            ranking_table(arena),
-        )
+        figures = ["ranking", "behind_the_best"] if len(arena["ranking"]) > 1 else ["ranking"]
+        yield Section("Ranking", _ranking_text(arena), figures, ranking_table(arena))
     if arena["sensitivity"]:
         yield Section(
             "Sensitivity to the learning rate", _SENSITIVITY, ["sensitivity"],
