@@ -1,0 +1,10 @@
+"""Published numbers on MNIST, run again with our optimizers: `python -m benchmarks.study.published`.
+
+A module to each source says what was published and measures the same; `case` holds what they have
+in common, `nets` and `teaching` what is trained, `cases` the table of all, `running` runs them.
+"""
+
+from benchmarks.study.published.cases import CASES
+from benchmarks.study.published.running import run_cases
+
+__all__ = ["CASES", "run_cases"]
