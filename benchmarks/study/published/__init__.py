@@ -1,4 +1,4 @@
-"""Published numbers on MNIST, run again with our optimizers: `python -m benchmarks.study.published`.
+"""Published numbers on MNIST, measured again: `python -m benchmarks.study.published`.
 
 A module to each source says what was published and measures the same; `case` holds what they have
 in common, `nets` and `teaching` what is trained, `cases` the table of all, `running` runs them.

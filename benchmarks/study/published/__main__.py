@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.progress import TaskID
 from rich.table import Table
 
 from benchmarks.command import (
@@ -95,13 +96,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             everything = shown.add_task("all", total=len(names))
             for place, name in enumerate(names, start=1):
                 one = shown.add_task(CASES[name].title, total=1.0)
+
+                def on_progress(name: str, share: float, one: TaskID = one) -> None:
+                    shown.update(one, completed=share)
+
                 (found,) = run_cases(
-                    [name],
-                    out,
-                    given.data_dir,
-                    lambda name, share, one=one: shown.update(one, completed=share),
-                    budget=given.budget,
-                    device=device,
+                    [name], out, given.data_dir, on_progress, budget=given.budget, device=device
                 )
                 finished.append(found)
                 shown.remove_task(one)
@@ -110,10 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CannotRun as problem:
         parser.error(str(problem))
     except OSError as problem:
-        say(console, f"Cannot go on: {problem}; {_how_to_go_on(out)}")
+        say(console, f"Cannot go on: {problem}; {_how_to_go_on(given, out)}")
         return 1
     except KeyboardInterrupt as interruption:
-        say(console, f"Interrupted; {_how_to_go_on(out)}")
+        say(console, f"Interrupted; {_how_to_go_on(given, out)}")
         return exit_status(interruption)
     for found in finished:
         console.print(table(found))
@@ -153,8 +153,9 @@ def _figure(value: float | Sequence[float] | None) -> str:
     return f"{value:.5g}"
 
 
-def _how_to_go_on(out: Path) -> str:
-    return f"finished cases are kept. Go on with:\n\n    {PROGRAM} --out {out}\n"
+def _how_to_go_on(given: argparse.Namespace, out: Path) -> str:
+    command = " ".join([PROGRAM, *given.cases, "--budget", given.budget, "--out", str(out)])
+    return f"finished cases are kept. Go on with:\n\n    {command}\n"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from benchmarks.nets import CLASSES, PIXELS
-from benchmarks.study.published.case import Case, Figure, Lab, Measured, Settings, unit_pixels, within
+from benchmarks.study.published.case import (
+    Case,
+    Figure,
+    Lab,
+    Measured,
+    Settings,
+    unit_pixels,
+    within,
+)
 from benchmarks.study.published.nets import build, zeros
 from benchmarks.study.published.teaching import epochs_of, steps_per_epoch
 from benchmarks.trainee import evaluate
@@ -85,9 +93,7 @@ def _edges(name: str) -> tuple[float, float]:
 
 
 def _ahead(method: str, when: str) -> Figure:
-    return Figure(
-        f"training cost {when}: {method} / AdaGrad", (0.0, 1.0), within(0.0, "an order")
-    )
+    return Figure(f"training cost {when}: {method} / AdaGrad", (0.0, 1.0), within(0.0, "an order"))
 
 
 CASE = Case(

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.nets import CLASSES, PIXELS
-from benchmarks.study.published.case import Case, Figure, Lab, Measured, Settings, unit_pixels, within
+from benchmarks.study.published.case import (
+    Case,
+    Figure,
+    Lab,
+    Measured,
+    Settings,
+    unit_pixels,
+    within,
+)
 from benchmarks.study.published.nets import build, uniform
 from benchmarks.study.published.teaching import epochs_of
 from benchmarks.trainee import evaluate

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Generator, nn
@@ -27,7 +28,7 @@ def build(
     """
     generator = seeded_generator("published weights", seed)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    for number, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=1):
+    for number, (inputs, outputs) in enumerate(pairwise(sizes), start=1):
         layer = skip_init(nn.Linear, inputs, outputs)
         with torch.no_grad():
             initialise(layer, generator)

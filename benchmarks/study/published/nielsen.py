@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -123,7 +124,7 @@ def overfit(lab: Lab, decay: float, seed: int, epochs: int) -> dict[str, float]:
     """One run with his λ = `decay`: weights, not biases, shrink by η λ / images at each step."""
     net = build([PIXELS, WIDTH, CLASSES], nn.Sigmoid, large_normal, seed).to(lab.device)
     layers = [part for part in net if isinstance(part, nn.Linear)]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [layer.weight for layer in layers], "weight_decay": decay / IMAGES},
         {"params": [layer.bias for layer in layers]},
     ]
@@ -164,9 +165,7 @@ OVERFITTING_CASE = Case(
     },
     figures={
         "train": Figure("training accuracy after 400 epochs", 1.0, within(0.0, "every image")),
-        "test": Figure(
-            "test accuracy after 400 epochs", 0.8223, within(0.015, "his is one seed")
-        ),
+        "test": Figure("test accuracy after 400 epochs", 0.8223, within(0.015, "his is one seed")),
         "best_epoch": Figure(
             "epoch of the lowest test cost", 15, within(5, "the curve is flat there")
         ),

@@ -45,7 +45,7 @@ def epochs_of(
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     group["lr"] = rate * schedule(done)
             optimizer.zero_grad()
-            loss(net(images[indices]), labels[indices]).backward()  # type: ignore[no-untyped-call]
+            loss(net(images[indices]), labels[indices]).backward()
             optimizer.step()
             on_step()
         yield epoch
