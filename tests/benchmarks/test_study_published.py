@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from benchmarks.study.published.cases import CASES
 from benchmarks.study.published.nets import (
     CUT_DEVIATION,
     Initialise,
+    SideBySide,
     build,
     large_normal,
     lecun_truncated,
@@ -47,7 +49,7 @@ from torch_scratch_optim import ScratchSGD
 
 TINY: dict[str, Settings] = {
     "nielsen_gradients": {"seeds": 3},
-    "glorot_bengio_stuck": {"steps": 2, "rates": (0.1,)},
+    "glorot_bengio_stuck": {"rates": (0.1,), "images": 100, "epochs": 1},
     "adam_paper_order": {"epochs": 2},
     "algoperf_target": {"rates": (1e-3, 1e-2), "epochs": 2},
     "nielsen_overfitting": {"seeds": (0,), "epochs": 2},
@@ -211,22 +213,50 @@ def test_nielsens_weights_decay_and_his_biases_do_not(
     """One epoch of one batch against his formula, w (1 − η λ/n) − η ∇w."""
     decay = 40.0
     monkeypatch.setattr(nielsen, "IMAGES", 10)
-    nets: list[nn.Sequential] = []
+    trained: list[SideBySide] = []
 
-    def kept(*arguments: Any) -> nn.Sequential:
-        nets.append(build(*arguments))
-        return nets[-1]
+    def kept(nets: Sequence[nn.Sequential]) -> SideBySide:
+        trained.append(SideBySide(nets))
+        return trained[-1]
 
-    monkeypatch.setattr(nielsen, "build", kept)
-    nielsen.overfit(Lab(digits), decay, 0, 1)
-    expected = build((784, 30, 10), nn.Sigmoid, large_normal, 0)
+    monkeypatch.setattr(nielsen, "SideBySide", kept)
+    nielsen.overfit(Lab(digits), decay, [0], 1)
+    expected = build(nielsen.SIZES, nn.Sigmoid, large_normal, 0)
     images, labels = unit_pixels(digits.train_images[:10]), digits.train_labels[:10]
     sigmoid_cross_entropy(expected(images), labels).backward()
-    for ours, theirs in zip(nets[0].parameters(), expected.parameters(), strict=True):
+    for ours, theirs in zip(layers_of(trained[0], 0), expected.parameters(), strict=True):
         assert theirs.grad is not None
         shrunk = theirs * (1 - 0.5 * decay / 10) if theirs.ndim == 2 else theirs
         # The order of the images in the batch and of the products differs: roundings.
         torch.testing.assert_close(ours, shrunk - 0.5 * theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def layers_of(nets: SideBySide, one: int) -> list[Tensor]:
+    """Weight and bias of each layer of one of the nets, as nn.Linear has them."""
+    pairs = zip(nets.weights, nets.biases, strict=True)
+    return [p for weight, bias in pairs for p in (weight[one].T, bias[one, 0])]
+
+
+def test_nets_side_by_side_are_trained_as_if_alone(digits: Digits) -> None:
+    nets = [build((784, 20, 10), nn.Sigmoid, normal, seed) for seed in (1, 2, 3)]
+    together = SideBySide(nets)
+
+    def train(net: nn.Module) -> None:
+        for _ in epochs_of(
+            net, ScratchSGD(net.parameters(), lr=0.5, weight_decay=0.01), digits.train_images,
+            digits.train_labels, batch_size=30, epochs=3, seed=0, on_step=lambda: None,
+            loss=sigmoid_cross_entropy,
+        ):  # fmt: skip
+            pass
+
+    for net in (together, *nets):
+        train(net)
+    scores = together(digits.test_images)
+    for one, net in enumerate(nets):
+        # A product of stacked matrices adds in another order.
+        torch.testing.assert_close(scores[one], net(digits.test_images), rtol=1e-4, atol=1e-4)
+        for ours, alone in zip(layers_of(together, one), net.parameters(), strict=True):
+            torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_vanish_on_the_way_to_the_first_layer_as_nielsen_found(digits: Digits) -> None:
@@ -266,6 +296,7 @@ def test_every_case_measures_only_what_was_published(
     monkeypatch.setattr(nielsen, "FULL_EPOCHS", 2)
     monkeypatch.setattr(algoperf, "EPOCHS", 2)
     monkeypatch.setattr(glorot_bengio, "WIDTH", 16)
+    monkeypatch.setattr(glorot_bengio, "LONG_ENOUGH", 10)
     case = replace(CASES[name], budgets={"quick": TINY[name]})
     shares: list[float] = []
     (found,) = run_cases(
@@ -368,6 +399,37 @@ def test_an_interrupted_case_costs_only_itself(digits: Digits, tmp_path: Path) -
     cases["b"] = a_case(calls)
     assert len(run_cases(["a", "b"], tmp_path, budget="quick", cases=cases, digits=digits)) == 2
     assert len(calls) == 2
+
+
+def test_of_an_interrupted_case_the_finished_parts_are_kept(digits: Digits, tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def stopping_at(stop: str | None) -> Case:
+        def compute(key: str) -> list[float]:
+            if key == stop:
+                raise KeyboardInterrupt
+            calls.append(key)
+            return [1.0, math.inf]
+
+        def measure(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
+            lab.expect(300)
+            values = [lab.once(key, 100, partial(compute, key)) for key in ("p", "q", "r")]
+            return {"one": Measured(values[0][0])}
+
+        return replace(a_case([], m=1), measure=measure)
+
+    def run(case: Case, budget: str = "quick") -> None:
+        run_cases(["a"], tmp_path, budget=budget, cases={"a": case}, digits=digits)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stopping_at("r"))
+    assert calls == ["p", "q"]
+    with pytest.raises(KeyboardInterrupt):
+        run(stopping_at("q"), "standard")  # other settings, other parts
+    assert calls == ["p", "q", "p"]
+    run(stopping_at(None), "standard")
+    assert calls == ["p", "q", "p", "q", "r"]
+    assert [path.name for path in tmp_path.iterdir()] == [RESULT]  # nothing is left over
 
 
 def test_bad_input_is_refused_before_anything_is_run(digits: Digits, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from 0 to 255: its inputs are 255 times as large as standardised ones. The targe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from benchmarks.study.published.case import (
     within,
 )
 from benchmarks.study.published.nets import build, lecun_truncated
-from benchmarks.study.published.teaching import epochs_of
+from benchmarks.study.published.teaching import epochs_of, steps_per_epoch
 from benchmarks.trainee import evaluate
 from torch_scratch_optim import ScratchAdam
 
@@ -42,14 +43,17 @@ def as_fed(images: Tensor) -> Tensor:
 
 def measure(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
     rates, epochs = settings["rates"], settings["epochs"]
-    training = round(TRAIN_SHARE * len(lab.digits.train_labels))
-    steps = epochs * (training // BATCH)
+    steps = epochs * steps_per_epoch(training_images(lab), BATCH, drop_last=True)
     lab.expect(2 * len(rates) * steps)
     found = {}
     for key, inputs in (("standardised", lambda images: images), ("fed", as_fed)):
-        best = {lr: reached(lab, inputs, lr, epochs, training) for lr in rates}
+        best = {
+            lr: lab.once(f"{key} {lr:g}", steps, partial(reached, lab, inputs, lr, epochs))
+            for lr in rates
+        }
         lr = max(best, key=lambda rate: best[rate][0])
-        accuracy, step = best[lr]
+        accuracy, epoch = best[lr]
+        step = round(epoch / epochs * steps)
         listed = ", ".join(f"{rate:g}: {best[rate][0]:.4f}" for rate in rates)
         found[key] = Measured(
             accuracy,
@@ -58,6 +62,11 @@ def measure(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
             "within 0.01 of 0 or 1",
         )
     return found if epochs == EPOCHS else {}
+
+
+def training_images(lab: Lab) -> int:
+    """The others are for validation."""
+    return round(TRAIN_SHARE * len(lab.digits.train_labels))
 
 
 def fresh_net(lab: Lab) -> nn.Sequential:
@@ -71,9 +80,9 @@ def saturated(lab: Lab, inputs: Inputs) -> float:
     return float(((hidden < 0.01) | (hidden > 0.99)).float().mean())
 
 
-def reached(lab: Lab, inputs: Inputs, lr: float, epochs: int, training: int) -> tuple[float, int]:
-    """The highest that the lower of validation and test accuracy got, and at which step."""
-    digits = lab.digits
+def reached(lab: Lab, inputs: Inputs, lr: float, epochs: int) -> list[float]:
+    """The highest that the lower of validation and test accuracy got, and after which epoch."""
+    digits, training = lab.digits, training_images(lab)
     images, tests = inputs(digits.train_images), inputs(digits.test_images)
     labels = digits.train_labels
     net = fresh_net(lab)
@@ -84,7 +93,7 @@ def reached(lab: Lab, inputs: Inputs, lr: float, epochs: int, training: int) -> 
     ):  # fmt: skip
         _, validation = evaluate(net, images[training:], labels[training:])
         _, test = evaluate(net, tests, digits.test_labels)
-        looks.append((min(validation, test), epoch * (training // BATCH)))
+        looks.append([min(validation, test), float(epoch)])
     return max(looks)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.data import DEVIATION, MEAN, Digits
+from benchmarks.study.published.parts import Part, Parts
 
 BUDGETS = ("quick", "standard", "full")
 REPRODUCED, DIFFERS, NOT_RUN = "reproduced", "differs", "not run"
@@ -86,10 +87,12 @@ class Figure:
 
 @dataclass
 class Lab:
-    """What a case works with: MNIST, and a counter of steps that reports how far it has come."""
+    """What a case works with: MNIST, a counter of steps that reports how far it has come, and
+    what was finished before an interruption."""
 
     digits: Digits
     on_share: Callable[[float], None] = lambda share: None
+    parts: Parts | None = None
     _total: int = field(default=1, init=False)
     _done: int = field(default=0, init=False)
 
@@ -100,6 +103,13 @@ class Lab:
         self._done += 1
         if self._done % REPORTED_EVERY == 0:
             self.on_share(min(1.0, self._done / self._total))
+
+    def once(self, key: str, steps: int, compute: Callable[[], Part]) -> Part:
+        """A part of the case, of at most so many steps; it survives an interruption."""
+        before = self._done
+        part = compute() if self.parts is None else self.parts.once(key, compute)
+        self._done = before + steps
+        return part
 
     @property
     def device(self) -> torch.device:

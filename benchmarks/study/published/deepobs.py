@@ -68,9 +68,13 @@ def train(
 def measure(
     make: Make, lr: float, lab: Lab, settings: Settings, *, turning: bool = False
 ) -> Mapping[str, Measured]:
-    seeds, epochs = settings["seeds"], settings["epochs"]
-    lab.expect(len(seeds) * epochs * steps_per_epoch(len(lab.digits.train_labels), BATCH, True))
-    curves = [train(lab, make, lr, seed, epochs, settings.get("until", math.inf)) for seed in seeds]
+    seeds, epochs, until = settings["seeds"], settings["epochs"], settings.get("until", math.inf)
+    steps = epochs * steps_per_epoch(len(lab.digits.train_labels), BATCH, drop_last=True)
+    lab.expect(len(seeds) * steps)
+    curves = [
+        lab.once(f"seed {seed}", steps, partial(train, lab, make, lr, seed, epochs, until))
+        for seed in seeds
+    ]
     found = {"epoch_1": _over_seeds([curve[0]["test_accuracy"] for curve in curves])}
     if epochs > 1:
         found["97"] = _over_seeds([first_epoch(curve, 0.97) for curve in curves])
@@ -110,11 +114,13 @@ def _turning(curves: list[Curve]) -> dict[str, Measured]:
 
 def measure_rates(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
     rates, epochs = settings["rates"], settings["epochs"]
-    lab.expect(len(rates) * epochs * steps_per_epoch(len(lab.digits.train_labels), BATCH, True))
-    return {
-        f"{lr:g}": Measured(train(lab, ScratchAdam, lr, SEEDS[0], epochs)[-1]["test_accuracy"])
-        for lr in rates
-    }
+    steps = epochs * steps_per_epoch(len(lab.digits.train_labels), BATCH, drop_last=True)
+    lab.expect(len(rates) * steps)
+    found = {}
+    for lr in rates:
+        run = partial(train, lab, ScratchAdam, lr, SEEDS[0], epochs)
+        found[f"{lr:g}"] = Measured(lab.once(f"lr {lr:g}", steps, run)[-1]["test_accuracy"])
+    return found
 
 
 EARLY = within(0.005, "one epoch leaves a range of 0.004 to 0.013 between their own seeds")

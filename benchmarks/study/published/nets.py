@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
 
 from benchmarks.drawn import seeded_generator
@@ -38,6 +38,31 @@ def build(
             layers[f"layer_{number}"] = layer
             layers[f"activation_{number}"] = activation()
     return nn.Sequential(layers)
+
+
+class SideBySide(nn.Module):
+    """Sigmoid nets of one shape, trained together: their parameters are stacked.
+
+    All see the same images. What each does is its own affair, for a rule that steps them works
+    element by element; scores come as nets × images × classes.
+    """
+
+    def __init__(self, nets: Sequence[nn.Sequential]) -> None:
+        super().__init__()
+        layers = list(
+            zip(*([p for p in net if isinstance(p, nn.Linear)] for net in nets), strict=True)
+        )
+        self.weights = nn.ParameterList(
+            torch.stack([part.weight.detach().T for part in same]) for same in layers
+        )
+        self.biases = nn.ParameterList(
+            torch.stack([part.bias.detach()[None] for part in same]) for same in layers
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        for number, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            images = (images.sigmoid() if number else images) @ weight + bias
+        return images
 
 
 def truncated_normal(deviation: float) -> Initialise:

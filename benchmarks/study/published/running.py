@@ -15,6 +15,7 @@ from benchmarks.data import DataError, Digits, default_data_dir, load_digits
 from benchmarks.record import machine, read_json, versions, write_json
 from benchmarks.study.published.case import BUDGETS, Case, Lab
 from benchmarks.study.published.cases import CASES
+from benchmarks.study.published.parts import Parts
 
 RESULT = "published.json"
 CPU = torch.device("cpu")
@@ -64,8 +65,11 @@ def run_cases(
         except DataError as problem:
             reason = str(problem)
     for name in todo:
-        kept[name] = _run(name, cases[name], digits, budget, reason, on_progress)
+        settings = settings_of(cases[name], budget, None if digits is None else digits.name)
+        parts = Parts(out, name, settings)
+        kept[name] = _run(name, cases[name], digits, settings, parts, reason, on_progress)
         _write(out, kept, device)
+        parts.remove()
         on_progress(name, 1.0)
     return [kept[name] for name in chosen]
 
@@ -113,25 +117,26 @@ def _run(
     name: str,
     case: Case,
     digits: Digits | None,
-    budget: str,
+    settings: dict[str, Any],
+    parts: Parts,
     reason: str,
     on_progress: OnProgress,
 ) -> Found:
     began = time.perf_counter()
     measured: Mapping[str, Any] = {}
-    if digits is not None and budget in case.budgets:
+    wanted = case.budgets.get(settings["budget"])
+    if digits is not None and wanted is not None:
         on_progress(name, 0.0)
+        lab = Lab(digits, lambda share: on_progress(name, share), parts)
         with _threads(1 if case.one_thread else torch.get_num_threads()):
-            measured = case.measure(
-                Lab(digits, lambda share: on_progress(name, share)), case.budgets[budget]
-            )
+            measured = case.measure(lab, wanted)
     return {
         "case": name,
         "title": case.title,
         "source": case.source,
         "rows": case.rows(measured, reason),
         "seconds": round(time.perf_counter() - began, 1),
-        "settings": settings_of(case, budget, None if digits is None else digits.name),
+        "settings": settings,
     }
 
 

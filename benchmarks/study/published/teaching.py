@@ -52,8 +52,11 @@ def epochs_of(
 
 
 def sigmoid_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
-    """Each class judged by a sigmoid of its own: summed over classes, averaged over images."""
-    wanted = one_hot(labels, CLASSES).to(scores.dtype)
+    """Each class judged by a sigmoid of its own: summed over classes, averaged over images.
+
+    Scores of several nets, stacked, give the sum of their losses.
+    """
+    wanted = one_hot(labels, CLASSES).to(scores.dtype).expand_as(scores)
     return binary_cross_entropy_with_logits(scores, wanted, reduction="sum") / len(labels)
 
 
