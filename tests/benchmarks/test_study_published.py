@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -17,9 +17,17 @@ from torch import Tensor, nn
 from benchmarks.command import CannotRun
 from benchmarks.data import DEVIATION, MEAN, Digits
 from benchmarks.study.published import __main__ as command
-from benchmarks.study.published import algoperf, deepobs, glorot_bengio, nielsen, running
+from benchmarks.study.published import (
+    adam_paper,
+    algoperf,
+    deepobs,
+    glorot_bengio,
+    nielsen,
+    running,
+)
 from benchmarks.study.published.case import (
     BUDGETS,
+    REPORTED_EVERY,
     Case,
     Figure,
     Lab,
@@ -42,6 +50,7 @@ from benchmarks.study.published.nets import (
     uniform,
     zeros,
 )
+from benchmarks.study.published.parts import Parts
 from benchmarks.study.published.running import RESULT, run_cases
 from benchmarks.study.published.teaching import epochs_of, sigmoid_cross_entropy
 from tests.benchmarks.files import read
@@ -67,6 +76,7 @@ TINY: dict[str, Settings] = {
     [
         (0.5, 0.125, 0.625, "reproduced"),
         (0.5, 0.125, 0.626, "differs"),
+        (0.5, 0.125, 0.375, "reproduced"),
         (0.5, 0.125, 0.374, "differs"),
         ((2, 4), 0, 4, "reproduced"),
         ((2, 4), 1, 5, "reproduced"),
@@ -275,6 +285,88 @@ def test_a_sigmoid_at_rest_gives_a_half(digits: Digits) -> None:
     assert glorot_bengio.top_activation(net, digits.train_images) == 0.5
 
 
+Batches = list[dict[str, Any]]
+
+
+@pytest.fixture
+def lessons(monkeypatch: pytest.MonkeyPatch) -> Batches:
+    """What the cases hand to the training loop; nothing is trained."""
+    seen: Batches = []
+
+    def pretend(
+        net: nn.Module, optimizer: Any, images: Tensor, labels: Tensor, **options: Any
+    ) -> Iterator[int]:
+        assert len(images) == len(labels)
+        options |= {"images": len(images), "group": dict(optimizer.param_groups[0])}
+        options |= {"low": images.min().item(), "high": images.max().item()}
+        seen.append(options)
+        yield from range(1, options["epochs"] + 1)
+
+    for module in (adam_paper, algoperf, deepobs, glorot_bengio, nielsen):
+        monkeypatch.setattr(module, "epochs_of", pretend)
+    return seen
+
+
+def test_deepobs_drops_the_last_batch_and_pairs_its_seeds(digits: Digits, lessons: Batches) -> None:
+    deepobs.MOMENTUM.measure(Lab(digits), {"seeds": (42, 43), "epochs": 1})
+    deepobs.ADAM_RATES.measure(Lab(digits), {"rates": (1e-2,), "epochs": 1})
+    assert [(one["seed"], one["batch_size"], one["drop_last"]) for one in lessons] == [
+        (42, 128, True), (43, 128, True), (42, 128, True),
+    ]  # fmt: skip
+    assert [one["group"]["lr"] for one in lessons] == [3.9810717055e-3, 3.9810717055e-3, 1e-2]
+    assert lessons[0]["group"]["momentum"] == 0.99
+    assert (lessons[0]["low"], lessons[0]["high"]) == (0, 1)
+
+
+def test_algoperf_trains_on_five_sixths_and_must_hold_on_both_others(
+    digits: Digits, lessons: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+
+    def evaluate(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
+        assert len(images) == len(labels)
+        looks.append(len(images))
+        return 0.0, 0.9 if len(images) == 50 else 0.8
+
+    monkeypatch.setattr(algoperf, "evaluate", evaluate)
+    found = algoperf.measure(Lab(digits), {"rates": (1e-3,), "epochs": 10})
+    assert [one["images"] for one in lessons] == [250, 250]
+    assert looks == [50, 100] * 20  # validation, test
+    assert found["standardised"].value == found["fed"].value == 0.8
+    standardised, fed = lessons
+    assert standardised["high"] == digits.train_images[:250].max().item()
+    assert fed["high"] == pytest.approx((255 - MEAN) / DEVIATION)
+
+
+def test_in_the_adam_paper_all_rates_decay_and_one_more_adagrad_is_left_alone(
+    digits: Digits, lessons: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adam_paper, "evaluate", lambda *arguments: (2.0, 0.1))
+    adam_paper.measure(Lab(digits), {"epochs": 1})
+    schedules = [one["schedule"] for one in lessons]
+    rates = len(adam_paper.METHODS["adagrad_alone"].rates)
+    assert [schedule(4) for schedule in schedules[:-rates]] == [0.5] * (len(schedules) - rates)
+    assert schedules[-rates:] == [None] * rates
+    assert {one["group"]["weight_decay"] for one in lessons} == {adam_paper.PENALTY}
+
+
+def test_the_adam_papers_cost_has_its_penalty(
+    digits: Digits, lessons: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ones(*arguments: Any) -> nn.Sequential:
+        net = build((784, 10), nn.Identity, zeros, 0)
+        for parameter in net.parameters():
+            nn.init.ones_(parameter)
+        return net
+
+    monkeypatch.setattr(adam_paper, "build", ones)
+    (cost,) = adam_paper.costs(
+        Lab(digits), unit_pixels(digits.train_images), adam_paper.METHODS["adam"], 0.1, 1
+    )
+    # Equal scores: the loss of guessing, to float32. Its 7,850 parameters are all one.
+    assert cost == pytest.approx(math.log(10) + 7850 * adam_paper.PENALTY / 2, rel=1e-6)
+
+
 # All cases
 
 
@@ -403,6 +495,7 @@ def test_an_interrupted_case_costs_only_itself(digits: Digits, tmp_path: Path) -
 
 def test_of_an_interrupted_case_the_finished_parts_are_kept(digits: Digits, tmp_path: Path) -> None:
     calls: list[str] = []
+    last: list[float] = []
 
     def stopping_at(stop: str | None) -> Case:
         def compute(key: str) -> list[float]:
@@ -414,6 +507,7 @@ def test_of_an_interrupted_case_the_finished_parts_are_kept(digits: Digits, tmp_
         def measure(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
             lab.expect(300)
             values = [lab.once(key, 100, partial(compute, key)) for key in ("p", "q", "r")]
+            last.append(values[0][1])
             return {"one": Measured(values[0][0])}
 
         return replace(a_case([], m=1), measure=measure)
@@ -429,7 +523,26 @@ def test_of_an_interrupted_case_the_finished_parts_are_kept(digits: Digits, tmp_
     assert calls == ["p", "q", "p"]
     run(stopping_at(None), "standard")
     assert calls == ["p", "q", "p", "q", "r"]
+    assert math.isnan(last[-1])  # JSON has no infinity, and NaN reaches nothing either
     assert [path.name for path in tmp_path.iterdir()] == [RESULT]  # nothing is left over
+
+
+def test_finished_parts_count_as_progress(digits: Digits, tmp_path: Path) -> None:
+    shares: list[float] = []
+    lab = Lab(digits, shares.append, Parts(tmp_path, "a", {}))
+    for _ in range(2):
+        lab.expect(2 * REPORTED_EVERY)
+        lab.once("p", REPORTED_EVERY, lambda: 1)
+    for _ in range(REPORTED_EVERY):
+        lab.step()
+    assert shares == [1.0]
+
+
+def test_damaged_parts_are_an_error_that_names_the_file(digits: Digits, tmp_path: Path) -> None:
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "a.json").write_text('{"settings": {}')
+    with pytest.raises(CannotRun, match=r"published/a.json is damaged, remove it"):
+        run_cases(["a"], tmp_path, budget="quick", cases={"a": a_case([])}, digits=digits)
 
 
 def test_bad_input_is_refused_before_anything_is_run(digits: Digits, tmp_path: Path) -> None:
