@@ -200,10 +200,8 @@ def test_an_interrupted_case_costs_only_itself(digits: Digits, tmp_path: Path) -
         raise KeyboardInterrupt
 
     cases = {"a": a_case(calls), "b": replace(a_case(calls), measure=interrupted)}
-    threads = torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt):
         run_cases(["a", "b"], tmp_path, budget="quick", cases=cases, digits=digits)
-    assert torch.get_num_threads() == threads
     assert [found["case"] for found in read(tmp_path / RESULT)["cases"]] == ["a"]
     cases["b"] = a_case(calls)
     assert len(run_cases(["a", "b"], tmp_path, budget="quick", cases=cases, digits=digits)) == 2
@@ -260,6 +258,26 @@ def test_damaged_parts_are_an_error_that_names_the_file(digits: Digits, tmp_path
     (tmp_path / "published" / "a.json").write_text('{"settings": {}')
     with pytest.raises(CannotRun, match=r"published/a.json is damaged, remove it"):
         run_cases(["a"], tmp_path, budget="quick", cases={"a": a_case([])}, digits=digits)
+
+
+@pytest.mark.parametrize(("one_thread", "inside"), [(True, 1), (False, 2)])
+def test_small_nets_have_one_thread_and_give_the_others_back(
+    one_thread: bool, inside: int, digits: Digits, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+
+    def measure(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
+        seen.append(torch.get_num_threads())
+        return {}
+
+    case = replace(a_case([]), measure=measure, one_thread=one_thread)
+    torch.set_num_threads(2)
+    try:
+        run_cases(["a"], tmp_path, budget="quick", cases={"a": case}, digits=digits)
+        assert seen == [inside]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)  # as conftest has it
 
 
 def test_bad_input_is_refused_before_anything_is_run(digits: Digits, tmp_path: Path) -> None:
