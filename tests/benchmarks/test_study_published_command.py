@@ -26,7 +26,7 @@ def small_table(
     cases = {"a": a_case(calls), "b": a_case(calls)}
     for module in (command, running):
         monkeypatch.setattr(module, "CASES", cases)
-    monkeypatch.setattr(running, "load_digits", lambda *arguments, **options: digits)
+    monkeypatch.setattr(command, "load_mnist", lambda *arguments, **options: digits)
     return calls, cases
 
 
@@ -67,6 +67,7 @@ def test_an_interrupted_command_says_how_to_go_on(
         (["other"], "no 'other' here"),
         (["--budget", "huge"], "invalid choice: 'huge'"),
         (["--out", "{}/file/deeper"], "is not a directory"),
+        (["--data-dir", "{}/file"], "{}/file is not a directory"),
     ],
 )
 def test_the_command_refuses_in_one_line(
@@ -77,5 +78,17 @@ def test_the_command_refuses_in_one_line(
         command.main([argument.format(tmp_path) for argument in arguments])
     assert stopped.value.code == 2
     shown = capsys.readouterr().err
-    assert message in shown
+    assert message.format(tmp_path) in shown
     assert shown.count("\n") == 1
+
+
+def test_without_mnist_the_command_stops_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--data-dir", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert "no MNIST: the download failed" in shown
+    assert shown.endswith(f"into {tmp_path / 'MNIST' / 'raw'} (--help lists the options)\n")
+    assert not (tmp_path / "out").exists()

@@ -26,11 +26,11 @@ from benchmarks.command import (
     say,
     termination_raises,
 )
-from benchmarks.data import DATA_DIR_VARIABLE
+from benchmarks.data import DATA_DIR_VARIABLE, DataError
 from benchmarks.options import add_device, add_out, default_out
 from benchmarks.study.published.case import BUDGETS, DIFFERS, NOT_RUN, REPRODUCED
 from benchmarks.study.published.cases import CASES
-from benchmarks.study.published.running import RESULT, Found, run_cases
+from benchmarks.study.published.running import RESULT, Found, load_mnist, run_cases
 
 PROGRAM = "python -m benchmarks.study.published"
 EXAMPLES = f"""cases:
@@ -91,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_writable(out)
         device = pick_device(given.device)
+        with termination_raises():
+            digits = load_mnist(given.data_dir, device, lambda text: say(console, text))
         say(console, f"Results go to {out / RESULT}")
         with termination_raises(), bars(console) as shown:
             everything = shown.add_task("all", total=len(names))
@@ -101,13 +103,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     shown.update(one, completed=share)
 
                 (found,) = run_cases(
-                    [name], out, given.data_dir, on_progress, budget=given.budget, device=device
-                )
+                    [name], out, given.data_dir, on_progress,
+                    budget=given.budget, device=device, digits=digits,
+                )  # fmt: skip
                 finished.append(found)
                 shown.remove_task(one)
                 shown.advance(everything)
                 say(shown.console, f"[{place}/{len(names)}] {in_a_line(found)}")
-    except CannotRun as problem:
+    except (CannotRun, DataError) as problem:
         parser.error(str(problem))
     except OSError as problem:
         say(console, f"Cannot go on: {problem}; {_how_to_go_on(given, out)}")

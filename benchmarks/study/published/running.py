@@ -45,7 +45,8 @@ def run_cases(
         out: a folder; whatever else is in its published.json stays.
         data_dir: where MNIST is, or is to be downloaded to (default: as everywhere).
         on_progress: is told a case's name and the share of it that is done, 0 … 1.
-        cases, digits: what to take in the place of `CASES` and of MNIST, for tests.
+        cases: what to take in the place of `CASES`.
+        digits: MNIST, if it is loaded already.
 
     Returns:
         The cases that were named, as published.json has them.
@@ -61,7 +62,7 @@ def run_cases(
     reason = f"the budget {budget} does not reach it"
     if todo and digits is None:
         try:
-            digits = load_digits("mnist", data_dir or default_data_dir(), device, announce=_hush)
+            digits = load_mnist(data_dir, device)
         except DataError as problem:
             reason = str(problem)
     for name in todo:
@@ -72,6 +73,17 @@ def run_cases(
         parts.remove()
         on_progress(name, 1.0)
     return [kept[name] for name in chosen]
+
+
+def load_mnist(
+    data_dir: Path | None, device: torch.device, announce: Callable[[str], None] = lambda text: None
+) -> Digits:
+    """MNIST, and nothing in its place."""
+    try:
+        return load_digits("mnist", data_dir or default_data_dir(), device, announce=announce)
+    except DataError as problem:
+        # There is no such choice here.
+        raise DataError(str(problem).removesuffix(", or choose --dataset drawn")) from problem
 
 
 def _check(names: Sequence[str], budget: str, cases: Mapping[str, Case]) -> None:
@@ -148,7 +160,3 @@ def _threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _hush(text: str) -> None:
-    """What is wrong with the data stands in the rows."""
