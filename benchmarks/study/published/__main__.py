@@ -66,7 +66,7 @@ def build_parser() -> Parser:
         choices=BUDGETS,
         default="standard",
         help="quick takes seconds to show that everything works; standard, minutes, stops "
-        "DeepOBS' nets at 97 %%; full, an hour or two on a CPU, trains all to the end "
+        "DeepOBS' nets at 97 %%; full, two to three hours on a CPU, trains all to the end "
         "(default: standard)",
     )
     add_device(parser, default="cpu")
