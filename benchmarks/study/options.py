@@ -122,7 +122,7 @@ def study_of(given: Mapping[str, Any]) -> Study:
         CannotRun: it is impossible.
     """
     known = {field.name for field in fields(Study)} - {"budget"}
-    chosen = {
+    chosen: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in given.items()
         if name in known and value is not None

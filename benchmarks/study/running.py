@@ -157,8 +157,9 @@ def cluster(address: str, data: Split) -> Iterator[Workers]:
         from distributed import Client  # type: ignore[import-untyped,unused-ignore]
     except ImportError as problem:
         raise CannotRun("--scheduler needs Dask: pip install 'dask[distributed]'") from problem
+    make_client: Any = Client  # which is typed in part
     try:
-        client = Client(address, timeout=10)
+        client = make_client(address, timeout=10)
     except (OSError, ValueError) as problem:
         raise CannotRun(f"--scheduler {address}: {problem}") from problem
     with client:

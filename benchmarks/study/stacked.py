@@ -125,9 +125,8 @@ def _evaluate(
         scores = forward(some)
         loss += _losses(scores, their).double() * len(their)
         right += (scores.argmax(2) == their).sum(1)
-    return list(
-        zip((loss / len(labels)).tolist(), (right.double() / len(labels)).tolist(), strict=True)
-    )
+    means = torch.stack([loss, right.double()], 1) / len(labels)
+    return [(mean_loss, accuracy) for mean_loss, accuracy in means.tolist()]
 
 
 def _look_at_gradients(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -39,8 +38,8 @@ class Store:
             raise CannotRun(f"--out {out} is not empty and holds no study; choose another")
         if self.content is not None and self.content.get("protocol") != PROTOCOL:
             raise CannotRun(
-                f"--out {out} holds a study by protocol {self.content.get('protocol')}, and this is "
-                f"protocol {PROTOCOL}: their trials cannot be mixed; choose another directory"
+                f"--out {out} holds a study by protocol {self.content.get('protocol')}, whose "
+                f"trials cannot be mixed with those of {PROTOCOL}; choose another directory"
             )
 
     @staticmethod
@@ -141,7 +140,3 @@ def _plain(study: Study) -> dict[str, Any]:
         name: list(value) if isinstance(value, tuple) else value
         for name, value in asdict(study).items()
     }
-
-
-def tidy(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
