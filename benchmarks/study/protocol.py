@@ -92,6 +92,12 @@ class Study:
         """Refuse what cannot be compared or takes no data."""
         if "all" in self.tracks and "lr" not in self.tracks:
             raise CannotRun("the track all begins at the winners of the track lr: choose both")
+        if "all" in self.tracks and not self.samples:
+            raise CannotRun(
+                f"the budget {self.budget} has no trials for the track all: add --samples"
+            )
+        if not self.validation_size:
+            raise CannotRun(f"--train-size {self.train_size} leaves no image for validation")
         if self.batch_size > self.train_size - self.validation_size:
             left = self.train_size - self.validation_size
             raise CannotRun(f"--batch-size {self.batch_size} is more than the {left} images there")
