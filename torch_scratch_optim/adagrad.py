@@ -51,9 +51,13 @@ class ScratchAdaGrad(ScratchOptimizer):
         differentiable: let gradients flow through :meth:`step`; slow.
         fused: True compiles the rule, which takes seconds at the first step, and is fastest after
             that; needs a C++ compiler. Equal up to rounding.
+        capturable: keep step counts and tensor options on the device, and read no number on the
+            host, so that a CUDA graph can capture :meth:`step`; not on a CPU. torch's
+            class has no such option.
 
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range.
+        NotImplementedError: for ``capturable=True`` together with ``fused=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
     **Paper.** Duchi, Hazan and Singer, *Adaptive subgradient methods for online learning and
@@ -80,6 +84,7 @@ class ScratchAdaGrad(ScratchOptimizer):
         maximize: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         check_options(
             lr=lr,
@@ -98,6 +103,7 @@ class ScratchAdaGrad(ScratchOptimizer):
             "maximize": maximize,
             "differentiable": differentiable,
             "fused": fused,
+            "capturable": capturable,
         }
         super().__init__(params, defaults)
         for group in self.param_groups:

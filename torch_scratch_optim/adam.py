@@ -60,7 +60,8 @@ class ScratchAdam(ScratchOptimizer):
         amsgrad: divide by the largest v so far instead of the present one.
         foreach: False moves one tensor per operation; True and None move many. Same result.
         maximize: ascend instead of descend.
-        capturable: not supported yet.
+        capturable: keep step counts and tensor options on the device, and read no number on the
+            host, so that a CUDA graph can capture :meth:`step`; not on a CPU.
         differentiable: let gradients flow through :meth:`step`; slow.
         fused: True compiles the rule, which takes seconds at the first step, and is fastest after
             that; needs a C++ compiler. Equal up to rounding.
@@ -69,7 +70,7 @@ class ScratchAdam(ScratchOptimizer):
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range, or for a tensor `lr`
             or tensor `betas` together with ``foreach=True``.
-        NotImplementedError: for ``capturable=True``.
+        NotImplementedError: for ``capturable=True`` together with ``fused=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
     **Papers.** Kingma and Ba, *Adam: a method for stochastic optimization* (2015); Reddi, Kale and

@@ -66,7 +66,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
     Raises:
         TypeError, ValueError: in torch's words, for an empty parameter list, a non-leaf tensor and
             the like.
-        NotImplementedError: for ``capturable=True``.
+        NotImplementedError: for ``capturable=True`` together with ``fused=True``.
     """
 
     rule: ClassVar[Callable[..., None]]
@@ -220,12 +220,12 @@ class ScratchOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for option in self.defaults.keys() & _BEFORE_IT_WAS_AN_OPTION.keys():
                 group.setdefault(option, _BEFORE_IT_WAS_AN_OPTION[option])
-        for group, p in ((group, p) for group in self.param_groups for p in group["params"]):
-            p_state = self.state.get(p, {})
-            if (step := p_state.get("step")) is not None and not isinstance(step, Tensor):
-                p_state["step"] = _step_count(float(step), p, group)
-            elif step is not None:  # torch moves those of fused groups to the device
-                p_state["step"] = step.to(_home_of_step(p, group))
+            for p in group["params"]:
+                p_state = self.state.get(p, {})
+                if (step := p_state.get("step")) is not None and not isinstance(step, Tensor):
+                    p_state["step"] = _step_count(float(step), p, group)
+                elif step is not None:  # torch moves those of fused groups to the device
+                    p_state["step"] = step.to(_home_of_step(p, group))
 
 
 def check_options(**options: float | Tensor) -> None:

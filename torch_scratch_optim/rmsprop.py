@@ -62,7 +62,8 @@ class ScratchRMSProp(ScratchOptimizer):
         weight_decay: λ ≥ 0, an L2 penalty λ‖θ‖²/2 added to the loss. Default 0.
         momentum: μ ≥ 0. Default 0, which keeps no buffer.
         centered: divide by the standard deviation of the gradient, not by its root mean square.
-        capturable: not supported yet.
+        capturable: keep step counts and tensor options on the device, and read no number on the
+            host, so that a CUDA graph can capture :meth:`step`; not on a CPU.
         foreach: False moves one tensor per operation; True and None move many. Same result.
         maximize: ascend instead of descend.
         differentiable: let gradients flow through :meth:`step`; slow.
@@ -72,7 +73,7 @@ class ScratchRMSProp(ScratchOptimizer):
 
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range.
-        NotImplementedError: for ``capturable=True``.
+        NotImplementedError: for ``capturable=True`` together with ``fused=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
     **Sources.** Tieleman and Hinton, *Lecture 6.5: rmsprop* (Coursera, 2012), for the method;

@@ -59,9 +59,13 @@ class ScratchSGD(ScratchOptimizer):
         differentiable: let gradients flow through :meth:`step`; slow.
         fused: True compiles the rule, which takes seconds at the first step, and is fastest after
             that; needs a C++ compiler. Equal up to rounding.
+        capturable: keep step counts and tensor options on the device, and read no number on the
+            host, so that a CUDA graph can capture :meth:`step`; not on a CPU. torch's
+            class has no such option.
 
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range.
+        NotImplementedError: for ``capturable=True`` together with ``fused=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
     **Papers.** Robbins and Monro, *A stochastic approximation method* (1951), for SGD; Polyak,
@@ -92,6 +96,7 @@ class ScratchSGD(ScratchOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         check_options(lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and (momentum <= 0 or dampening != 0):
@@ -106,6 +111,7 @@ class ScratchSGD(ScratchOptimizer):
             "foreach": foreach,
             "differentiable": differentiable,
             "fused": fused,
+            "capturable": capturable,
         }
         super().__init__(params, defaults)
 
@@ -151,6 +157,7 @@ class ScratchMomentum(ScratchSGD):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -163,4 +170,5 @@ class ScratchMomentum(ScratchSGD):
             foreach=foreach,
             differentiable=differentiable,
             fused=fused,
+            capturable=capturable,
         )
