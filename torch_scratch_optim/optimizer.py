@@ -305,9 +305,14 @@ def _count(steps: list[Tensor]) -> list[float]:
         raise RuntimeError(
             "API has changed, `state_steps` argument must contain a list of singleton tensors"
         )
-    ordinary = kinds == {Tensor} and steps[0].is_floating_point()
-    one = _ONE if ordinary else 1
-    return [step.add_(one).item() for step in steps]
+    if (
+        kinds != {Tensor}
+        or not steps[0].is_floating_point()
+        or len(set(map(id, steps))) < len(steps)
+    ):
+        return [step.add_(1).item() for step in steps]
+    torch._foreach_add_(steps, [_ONE] * len(steps))
+    return list(map(Tensor.item, steps))
 
 
 def _count_on_device(steps: list[Tensor]) -> Tensor:
