@@ -128,15 +128,19 @@ def terminal_table(recorded: Recorded) -> Table:
     return table
 
 
+def worst_table(recorded: Recorded) -> str:
+    headings = [" ".join(_heading(name)) for name in recorded["settings"]["implementations"]]
+    return markdown([["optimizer", "dtype", *headings], *_cells(recorded)])
+
+
 def report(recorded: Recorded) -> str:
     """equivalence.md: the worst of each optimizer and dtype, then every first divergence."""
     settings, machine = recorded["settings"], recorded["machine"]
-    headings = [" ".join(_heading(name)) for name in settings["implementations"]]
     parts = [
         "# Equal, or not",
         f"{machine['processor']}, torch {recorded['versions']['torch']}, {settings['steps']} "
         f"steps, seed {settings['seed']}.",
-        markdown([["optimizer", "dtype", *headings], *_cells(recorded)]),
+        worst_table(recorded),
         EXPLANATION,
         verdict(recorded),
         "![Largest difference of parameters](equivalence.png)",

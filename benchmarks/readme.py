@@ -13,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import read_json
+from benchmarks.record import provenance, read_json
 from benchmarks.report import EXPLANATION, Pair, markdown_table
 from benchmarks.step_report import EXPLANATION as STEP_TIMES
 from benchmarks.step_report import ratio_table
+from benchmarks.study.report.tables import EXPLANATION as STUDY
+from benchmarks.study.report.tables import readme_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -46,6 +48,19 @@ def step_time_table() -> str:
     )
 
 
+def study_table() -> str:
+    summary = read_json(RESULTS / "study" / "summary.json")
+    seeds = max(len(arena["seeds"]) for arena in summary["arenas"])
+    return "\n\n".join(
+        [
+            f"{summary['dataset']}, {summary['provenance']}",
+            readme_table(summary).markdown(),
+            f"Learning rates chosen on a validation set, then {seeds} seeds of paired initial "
+            f"weights and orders of batches. {STUDY}",
+        ]
+    )
+
+
 def recorded_pairs(summary: dict[str, Any]) -> list[Pair]:
     runs = {(run["net"], run["optimizer"], run["implementation"]): run for run in summary["runs"]}
     return [
@@ -55,16 +70,6 @@ def recorded_pairs(summary: dict[str, Any]) -> list[Pair]:
         )
         for twin in summary["twins"]
     ]
-
-
-def provenance(recorded: dict[str, Any], command: str) -> str:
-    """On what, with what and by which command something was measured."""
-    machine, versions = recorded["machine"], recorded["versions"]
-    device = "" if machine["device"] == "cpu" else f"{machine['device']}, "
-    return (
-        f"{device}{machine['processor']}, {machine['torch_threads']} threads, "
-        f"torch {versions['torch']}, Python {versions['python']}: `{command}`"
-    )
 
 
 TABLES: dict[str, Callable[[], str]] = {"mnist": mnist_table, "step_time": step_time_table}

@@ -89,6 +89,16 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def provenance(recorded: dict[str, Any], command: str) -> str:
+    """On what, with what and by which command something was measured."""
+    machine, versions = recorded["machine"], recorded["versions"]
+    device = "" if machine["device"] == "cpu" else f"{machine['device']}, "
+    return (
+        f"{device}{machine['processor']}, {machine['torch_threads']} threads, "
+        f"torch {versions['torch']}, Python {versions['python']}: `{command}`"
+    )
+
+
 class RunRecorder:
     """Writes one run's TensorBoard events as it goes on and its JSON file when it has ended.
 

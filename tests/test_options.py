@@ -12,14 +12,10 @@ from torch import nn
 
 import torch_scratch_optim as scratch
 
-from .cases import CASES, PAIRS, Case, assert_equal_state, leaves, parameters, train
+from .cases import CASES, PAIRS, SUPERSETS, Case, assert_equal_state, leaves, parameters, train
 
 each_optimizer = pytest.mark.parametrize("case", [Case(n) for n in PAIRS], ids=str)
 
-# Where our signatures go beyond torch's: the one list of them.
-SUPERSETS = {"RMSProp": {"fused": None}} | {
-    name: {"capturable": False} for name in ("SGD", "Momentum", "AdaGrad")
-}
 # Where a default differs: ScratchMomentum is SGD with momentum.
 OWN_DEFAULTS = {"Momentum": {"momentum": 0.9}}
 

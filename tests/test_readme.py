@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +11,9 @@ from torch import Tensor
 
 from torch_scratch_optim import ScratchOptimizer, adam
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-FIRST, ADAM, LION, COMPARE = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+from .examples import ROOT, python_blocks
+
+FIRST, ADAM, LION, COMPARE = python_blocks(ROOT / "README.md")
 
 
 def test_the_first_example_runs() -> None:

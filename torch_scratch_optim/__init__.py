@@ -6,6 +6,7 @@ same signature, the same checkpoints and, bit for bit, the same training run.
 
 from .adagrad import ScratchAdaGrad
 from .adam import ScratchAdam, ScratchAdamW
+from .groups import decay_groups
 from .optimizer import ScratchOptimizer
 from .rmsprop import ScratchRMSProp
 from .sgd import ScratchMomentum, ScratchSGD
@@ -26,4 +27,5 @@ __all__ = [
     "ScratchRMSProp",
     "ScratchRMSprop",
     "ScratchSGD",
+    "decay_groups",
 ]

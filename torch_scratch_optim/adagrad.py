@@ -58,6 +58,7 @@ class ScratchAdaGrad(ScratchOptimizer):
 
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range.
+        NotImplementedError: for ``capturable=True`` together with ``fused=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
     **Paper.** Duchi, Hazan and Singer, *Adaptive subgradient methods for online learning and

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from .carriers import Functional, TensorList, is_half_on_cpu
 
 Table = dict[str, list[Tensor]]
 Row = dict[str, Tensor]
+Cells = tuple[Tensor, ...]  # a row without its letters: what holds for many rows is said once
+Kind = tuple[Any, ...]  # a device and the dtypes of a row
 Engine = Callable[[Callable[..., None], Table, dict[str, Any]], None]
 
 # The most elements that move at once. Temporaries (√v, g + λθ) are as large as what moves: on a CPU
@@ -51,24 +54,26 @@ def foreach(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) ->
     On a CPU only small tensors are gathered, so that a batch stays in the cache of one core.
     """
     scalars = numbers(scalars)
-    gathered: defaultdict[object, list[Row]] = defaultdict(list)
-    for row in rows_of(table):
-        p = row["p"]
-        if p.numel() <= SMALL:
-            gathered[p.device, p.dtype].append(row)
-        elif p.is_cpu:
-            for block in cut(row):
-                rule(**block, **scalars)
+    letters = tuple(table)
+    for (device, *_), rows in alike(table).items():
+        on_cpu = device.type == "cpu"
+        gathered: list[Cells] = []
+        for cells in rows:
+            if cells[0].numel() <= SMALL:
+                gathered.append(cells)
+                continue
+            for block in cut(dict(zip(letters, cells, strict=True))):
+                if on_cpu:
+                    rule(**block, **scalars)
+                else:
+                    gathered.append(tuple(block.values()))
+        if on_cpu and len(gathered) <= FEW:
+            for cells in gathered:
+                rule(**dict(zip(letters, cells, strict=True)), **scalars)
         else:
-            gathered[p.device, p.dtype].extend(cut(row))
-    for alike in gathered.values():
-        if alike[0]["p"].is_cpu and len(alike) <= FEW:
-            for row in alike:
-                rule(**row, **scalars)
-        else:
-            for batch in _batches(alike):
-                lists = {letter: TensorList([row[letter] for row in batch]) for letter in batch[0]}
-                rule(**lists, **scalars)
+            for batch in _batches(gathered, GRAIN if on_cpu else DEVICE_BLOCK):
+                lists = map(TensorList, map(list, zip(*batch, strict=True)))
+                rule(**dict(zip(letters, lists, strict=True)), **scalars)
 
 
 def tensorial(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
@@ -116,6 +121,19 @@ def numbers(scalars: dict[str, Any]) -> dict[str, Any]:
 
 def rows_of(table: Table) -> Iterator[Row]:
     return map(dict, map(zip, repeat(tuple(table)), zip(*table.values(), strict=True)))
+
+
+def alike(table: Table) -> dict[Kind, list[Cells]]:
+    """The cells of each row, put together by the device and the dtypes of their tensors."""
+    kinds = [list(map(attrgetter("device"), table["p"]))]
+    kinds += [list(map(attrgetter("dtype"), column)) for column in table.values()]
+    rows = list(zip(*table.values(), strict=True))
+    if all(len(set(kind)) == 1 for kind in kinds):  # as in most models, so it should cost little
+        return {tuple(kind[0] for kind in kinds): rows}
+    sorted_out: defaultdict[Kind, list[Cells]] = defaultdict(list)
+    for cells, *kind in zip(rows, *kinds, strict=True):
+        sorted_out[tuple(kind)].append(cells)
+    return sorted_out
 
 
 def cut(row: Row) -> Iterable[Row]:
@@ -179,15 +197,16 @@ def _whole_grains(size: int) -> list[int]:
     return lengths
 
 
-def _batches(rows: list[Row]) -> Iterator[list[Row]]:
-    """Batches of rows that are alike, up to a grain of elements each, or a block off the CPU."""
-    most = GRAIN if rows[0]["p"].is_cpu else DEVICE_BLOCK
-    batch: list[Row] = []
+def _batches(rows: list[Cells], most: int) -> Iterator[list[Cells]]:
+    """Batches of rows of up to so many elements each, or of one row that has more."""
+    batch: list[Cells] = []
     left = most
-    for row in rows:
-        left -= row["p"].numel()
-        if batch and left < 0:
+    for cells in rows:
+        size = cells[0].numel()
+        if batch and size > left:
             yield batch
-            batch, left = [], most - row["p"].numel()
-        batch.append(row)
-    yield batch
+            batch, left = [], most
+        batch.append(cells)
+        left -= size
+    if batch:
+        yield batch

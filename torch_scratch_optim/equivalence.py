@@ -1,4 +1,4 @@
-"""Are two optimizers the same? Run them side by side and find the first bit in which they part.
+"""Are two optimizers the same? Run them side by side and find the first bit in which they part::
 
     certificate = compare(torch.optim.Adam, MyAdam)
     print(certificate)

@@ -10,17 +10,15 @@ from __future__ import annotations
 import logging
 import threading
 import types
-from collections import defaultdict
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import chain
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .engines import SMALL, Row, Table, functional, in_memory_order, numbers
+from .engines import SMALL, Cells, Kind, Row, Table, alike, functional, in_memory_order, numbers
 
 # A call of compiled code costs some 20 to 100 µs, so it takes many tensors at once, one in each
 # lane. More lanes make a call cheaper for each tensor, and the first one, which compiles, longer.
@@ -29,9 +27,7 @@ LANES = 10
 PACK = 64
 
 UNSCALE = "1 / grad_scale"
-Kind = tuple[Any, ...]  # a device and the dtypes of a row
-Tensors = list[Tensor] | tuple[Tensor, ...]
-Copy = tuple[Tensors, Tensors]
+Copy = tuple[Cells, list[Tensor] | Cells]
 Lane = list[Tensor]
 Kernel = Callable[..., None]
 _kernels: dict[object, tuple[Kernel, list[Lane]]] = {}
@@ -62,7 +58,7 @@ def fused(
     varied = {k: v for k, v in scalars.items() if k not in fixed}
     values = torch.tensor(list(varied.values()), dtype=torch.float64, device="cpu")
     letters = tuple(table)
-    for kind, rows in _alike(table).items():
+    for kind, rows in alike(table).items():
         key = (rule, letters, *fixed.items(), *varied, kind, torch.get_num_threads())
         if key not in _kernels:
             _kernels[key] = _compile(
@@ -77,22 +73,12 @@ def fused(
             torch._foreach_copy_(originals, copied)
 
 
-def _alike(table: Table) -> dict[Kind, list[tuple[Tensor, ...]]]:
-    """Rows put together by the dtypes of their tensors and the device."""
-    dtypes = (map(attrgetter("dtype"), column) for column in table.values())
-    devices = map(attrgetter("device"), table["p"])
-    alike: defaultdict[Kind, list[tuple[Tensor, ...]]] = defaultdict(list)
-    for row, *kind in zip(zip(*table.values(), strict=True), devices, *dtypes, strict=True):
-        alike[tuple(kind)].append(row)
-    return alike
-
-
 def _lanes(
-    letters: tuple[str, ...], rows: list[tuple[Tensor, ...]], kind: Kind
+    letters: tuple[str, ...], rows: list[Cells], kind: Kind
 ) -> tuple[list[Lane], list[Copy]]:
     """Rows as lanes, and what has to be copied back from lanes afterwards, to where."""
     lanes: list[Lane] = []
-    small: list[tuple[Tensor, ...]] = []
+    small: list[Cells] = []
     copied: list[Copy] = []
     for row in rows:
         size = row[0].numel()
@@ -109,11 +95,11 @@ def _lanes(
             copied += [((t,), (d,)) for t, d in zip(row, dense, strict=True)]
     for start in range(0, len(small), PACK):
         columns = list(zip(*small[start : start + PACK], strict=True))
-        lane, views = _pack(tuple([p.shape for p in columns[0]]), kind, threading.get_ident())
-        lanes.append(lane)
-        for originals, into in zip(columns, views, strict=True):
-            torch._foreach_copy_(into, originals)
-        copied += zip(columns, views, strict=True)
+        pack = _pack(tuple([p.shape for p in columns[0]]), kind, threading.get_ident())
+        lanes.append([flat for flat, _, _ in pack])
+        for originals, (_, filled, views) in zip(columns, pack, strict=True):
+            torch.cat([t if t.ndim == 1 else t.reshape(-1) for t in originals], out=filled)
+            copied.append((originals, views))
     # All but the gradients, which no rule writes.
     width, gradient = len(letters), letters.index("g")
     return lanes, [pair for i, pair in enumerate(copied) if i % width != gradient]
@@ -122,17 +108,18 @@ def _lanes(
 @lru_cache(maxsize=256)
 def _pack(
     shapes: tuple[torch.Size, ...], kind: Kind, thread: int
-) -> tuple[Lane, list[list[Tensor]]]:
-    """A lane that holds tensors of these shapes one after another, and the views of them in it."""
+) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
+    """For each letter a lane that holds tensors of these shapes one after another: all of it, the
+    part that they fill, and their views in it."""
     device, *dtypes = kind
     sizes = [shape.numel() for shape in shapes]
-    # Two elements more, because a trace takes sizes of 0 and 1 for special.
-    lane = [torch.ones(sum(sizes) + 2, dtype=dtype, device=device) for dtype in dtypes]
-    views = [
-        [piece.view(shape) for piece, shape in zip(flat.split([*sizes, 2]), shapes, strict=False)]
-        for flat in lane
-    ]
-    return lane, views
+    pack = []
+    for dtype in dtypes:
+        # Two elements more, because a trace takes sizes of 0 and 1 for special.
+        flat = torch.ones(sum(sizes) + 2, dtype=dtype, device=device)
+        pieces = zip(flat.split([*sizes, 2]), shapes, strict=False)
+        pack.append((flat, flat[:-2], [piece.view(shape) for piece, shape in pieces]))
+    return pack
 
 
 def _compile(

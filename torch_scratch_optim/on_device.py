@@ -21,12 +21,12 @@ def stays_on_device(group: dict[str, Any]) -> bool:
     return bool(group.get("capturable")) or torch.compiler.is_compiling()
 
 
-def check_devices(params: list[Tensor], state: Mapping[Any, Any]) -> None:
+def check_devices(group: dict[str, Any], params: list[Tensor], state: Mapping[Any, Any]) -> None:
     """Refuse, in torch's words, capturable parameters or step counts that a graph cannot hold."""
-    if torch.compiler.is_compiling():
-        return  # the compiler sees to that
     if any(p.grad is not None and p.grad.is_sparse for p in params):
         raise RuntimeError("capturable=True does not support sparse gradients")
+    if group.get("fused") or torch.compiler.is_compiling():
+        return  # torch's fused steps take any device, and a compiler sees to that itself
     devices = torchs._get_capturable_supported_devices()
     homes = [(p.device.type, state.get(p, {}).get("step", p).device.type) for p in params]
     if not all(home == count and home in devices for home, count in homes):

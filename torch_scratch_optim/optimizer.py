@@ -136,7 +136,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if group.get("capturable"):
-                check_devices(params, self.state)
+                check_devices(group, params, self.state)
             elif self.counts_steps and is_capturing():
                 raise RuntimeError(
                     "Attempting CUDA graph capture of step() for an instance of "
@@ -184,7 +184,9 @@ class ScratchOptimizer(torch.optim.Optimizer):
             one_of_them = next(iter(columns.values()))
             young = [state.get(one_of_them) is None for state in states]
             if any(young) and is_capturing():
-                raise RuntimeError("step() makes state: run it once before it is captured")
+                raise RuntimeError(
+                    "step() makes state: it cannot be captured before it has run once"
+                )
             for p, state in compress(zip(params, states, strict=True), young):
                 if state.get(one_of_them) is None:  # a parameter may be listed twice
                     state.update(self.new_state(p, group))
@@ -268,9 +270,14 @@ def _count(steps: list[Tensor]) -> list[float]:
         raise RuntimeError(
             "API has changed, `state_steps` argument must contain a list of singleton tensors"
         )
-    ordinary = kinds == {Tensor} and steps[0].is_floating_point()
-    one = _ONE if ordinary else 1
-    return [step.add_(one).item() for step in steps]
+    if (
+        kinds != {Tensor}
+        or not steps[0].is_floating_point()
+        or len(set(map(id, steps))) < len(steps)
+    ):
+        return [step.add_(1).item() for step in steps]
+    torch._foreach_add_(steps, [_ONE] * len(steps))
+    return list(map(Tensor.item, steps))
 
 
 def _by_step(table: Table, counts: list[float]) -> Iterable[tuple[float, Table]]:

@@ -66,6 +66,7 @@ class ScratchSGD(ScratchOptimizer):
 
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range.
+        NotImplementedError: for ``capturable=True`` together with ``fused=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
     **Papers.** Robbins and Monro, *A stochastic approximation method* (1951), for SGD; Polyak,

@@ -13,7 +13,7 @@ FLOORS = [
      "options", "option_cases", "record", "shapes"},
     {"trainee", "training", "report", "pictures", "entrants", "stopwatch", "step_report", "atlas",
      "equivalence_report"},
-    {"mnist", "mnist_options", "step_time", "equivalence", "readme"},
+    {"mnist", "mnist_options", "step_time", "equivalence", "gradient_release", "readme", "facts"},
 ]  # fmt: skip
 
 

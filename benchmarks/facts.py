@@ -1,0 +1,108 @@
+"""Tables of the documentation, read off the code and the recorded results.
+
+What stands in them cannot go stale: state is made to be looked at, a rule is run to see what it
+writes, and times come from `benchmarks/results/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.equivalence_report import EXPLANATION as ULPS
+from benchmarks.equivalence_report import verdict, worst_table
+from benchmarks.optimizers import CONTENDERS
+from benchmarks.readme import RESULTS, mnist_table
+from benchmarks.record import provenance, read_json
+from benchmarks.report import markdown
+from benchmarks.step_report import EXPLANATION, ratio_table
+from torch_scratch_optim import ScratchOptimizer
+
+Options = dict[str, Any]
+
+# The options that make a rule keep more state.
+MORE_STATE: Options = {"momentum": 0.9, "amsgrad": True, "centered": True}
+
+
+def variants(name: str) -> Iterator[tuple[str, ScratchOptimizer]]:
+    """An optimizer of one 2 × 3 parameter as it is by default, and with each option for more."""
+    contender = CONTENDERS[name]
+    defaults = contender.scratch([torch.zeros(1, requires_grad=True)], **contender.options).defaults
+    for options in [{}, *({k: v} for k, v in MORE_STATE.items() if k in defaults)]:
+        p = torch.zeros(2, 3, requires_grad=True)
+        made = contender.scratch([p], **(dict(contender.options) | options))
+        assert isinstance(made, ScratchOptimizer)
+        yield ", ".join(f"`{k}={v}`" for k, v in options.items()) or "by default", made
+
+
+def checkpoint(name: str) -> str:
+    """The keys of a parameter's state and of a group."""
+    lines: dict[str, list[str]] = {}
+    for when, optimizer in variants(name):
+        (group,) = optimizer.param_groups
+        (p,) = group["params"]
+        letters = {key: letter for letter, key in optimizer.columns(group).items()}
+        for key, value in optimizer.new_state(p, group).items() if letters else ():
+            what = [f"`{list(value.shape)}`", f"`{value.dtype}`"]
+            if value.shape == p.shape:
+                what = ["the parameter's"] * 2
+            lines.setdefault(key, [f"`{key}`", f"`{letters.get(key, 't')}`", *what, when])
+    theirs = CONTENDERS[name].reference([torch.zeros(1, requires_grad=True)]).defaults
+    group.pop("params")
+    keys = [f"`{key}`" + ("" if key in theirs else " (not in torch's)") for key in group]
+    headings = ["key", "letter in the rule", "shape", "dtype", "kept"]
+    table = markdown([headings, *lines.values()], texts=5)
+    return f"{table}\n\nKeys of a group, apart from `params`: {', '.join(keys)}."
+
+
+def traffic(optimizer: ScratchOptimizer) -> tuple[list[str], list[str]]:
+    """The letters that a step reads and those that it writes, found by taking one."""
+    (group,) = optimizer.param_groups
+    tensors = {x: torch.ones(1) for x in ("p", "g", *optimizer.columns(group))}
+    before = {x: tensor._version for x, tensor in tensors.items()}
+    optimizer.rule(**tensors, **optimizer.scalars(2.0, group))
+    return list(tensors), [x for x, tensor in tensors.items() if tensor._version > before[x]]
+
+
+def bytes_per_parameter(optimizer: ScratchOptimizer, itemsize: int = 4) -> int:
+    return itemsize * sum(map(len, traffic(optimizer)))
+
+
+def cost(name: str) -> str:
+    """What a step must read and write."""
+    lines = [["", "reads", "writes", "state, bytes", "traffic, bytes"]]
+    for when, optimizer in variants(name):
+        reads, writes = traffic(optimizer)
+        size = bytes_per_parameter(optimizer)
+        line = [when, *(" ".join(f"`{x}`" for x in xs) for xs in (reads, writes))]
+        lines.append([*line, str(4 * (len(reads) - 2)), str(size)])
+    # An option that is on already changes nothing.
+    lines = [line for i, line in enumerate(lines) if line[1:] not in [x[1:] for x in lines[:i]]]
+    return markdown(lines, texts=3) + "\n\nPer parameter in float32."
+
+
+def speed(*names: str) -> str:
+    """The recorded times of a step, ours and torch's."""
+    recorded = read_json(RESULTS / "step_time" / "step_time.json")
+    own = recorded | {"cells": [c for c in recorded["cells"] if c["optimizer"] in names]}
+    return "\n\n".join(
+        [provenance(recorded, "python -m benchmarks.step_time"), ratio_table(own), EXPLANATION]
+    )
+
+
+def atlas() -> str:
+    recorded = read_json(RESULTS / "equivalence" / "equivalence.json")
+    lines = "\n".join(f"* {line}" for line in verdict(recorded).splitlines())
+    where = provenance(recorded, "python -m benchmarks.equivalence")
+    return "\n\n".join([where, lines, worst_table(recorded), ULPS])
+
+
+FACTS: dict[str, Callable[..., str]] = {
+    "atlas": atlas,
+    "checkpoint": checkpoint,
+    "cost": cost,
+    "mnist": mnist_table,
+    "speed": speed,
+}

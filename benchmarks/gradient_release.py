@@ -1,0 +1,182 @@
+"""Gradient release: step and drop each gradient as soon as backward has made it.
+
+python -m benchmarks.gradient_release --help
+
+All gradients together take as much memory as the parameters. With an optimizer for each parameter,
+run by a hook, they never exist together. The recipe is `release_gradients` below; the parameters
+come out the same, bit for bit, as this command checks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from benchmarks.command import CannotRun, Parser, check_writable, exit_status, say, whole_number
+from benchmarks.memory import peak_extra_bytes
+from benchmarks.optimizers import CONTENDERS
+from benchmarks.options import add_names, add_out, add_seed, check_new, default_out
+from benchmarks.record import machine, versions, write_json
+
+PROGRAM = "python -m benchmarks.gradient_release"
+RESULT = "gradient_release.json"
+WIDTH, LAYERS, BATCH = 2_500, 16, 4  # 100 M parameters
+STEPS = 3
+MIB = 2**20
+FACTS = {
+    "peak_extra_bytes": "rise of resident memory above that of the parameters and the optimizer's "
+    "state, over one forward pass, backward pass and step, after two others",
+    "digest": "SHA-256 of all parameters after the last step; equal in both ways, or the command "
+    "fails",
+}
+
+
+def release_gradients(
+    model: nn.Module, make: Callable[[list[Tensor]], torch.optim.Optimizer]
+) -> None:
+    """Let every parameter step as soon as its gradient is complete, and drop the gradient.
+
+    Then a training step is forward and backward alone. What needs all gradients at once, such as
+    clipping by their norm or GradScaler, no longer works; nor does accumulating over batches.
+    """
+    optimizers = {p: make([p]) for p in model.parameters() if p.requires_grad}
+
+    def step(p: Any) -> None:
+        optimizers[p].step()
+        p.grad = None
+
+    for p in optimizers:
+        p.register_post_accumulate_grad_hook(step)
+
+
+def measure(optimizer: str, released: bool, width: int, layers: int, seed: int) -> dict[str, Any]:
+    """Train in this process, and say by how much memory rose in the last step."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
+    contender = CONTENDERS[optimizer]
+
+    def make(parameters: list[Tensor]) -> torch.optim.Optimizer:
+        return contender.scratch(parameters, lr=contender.lr, **contender.options)
+
+    x = torch.randn(BATCH, width)
+    if released:
+        release_gradients(model, make)
+
+        def train() -> None:
+            model(x).square().mean().backward()
+
+    else:
+        whole = make(list(model.parameters()))
+
+        def train() -> None:
+            model(x).square().mean().backward()
+            whole.step()
+            whole.zero_grad()
+
+    for _ in range(STEPS - 1):
+        train()
+    peak = peak_extra_bytes(train, torch.device("cpu"))
+    digest = hashlib.sha256()
+    for p in model.parameters():
+        digest.update(p.detach().numpy().tobytes())
+    return {
+        "optimizer": optimizer,
+        "released": released,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameter_bytes": sum(p.nbytes for p in model.parameters()),
+        "peak_extra_bytes": peak,
+        "digest": digest.hexdigest(),
+    }
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog=PROGRAM,
+        description="Measure what gradient release saves at the peak of a training step.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_names(parser, "optimizers", CONTENDERS, "momentum, adamw")
+    for name, default in (("width", WIDTH), ("layers", LAYERS)):
+        parser.add_argument(
+            f"--{name}",
+            type=whole_number(1),
+            default=default,
+            metavar="N",
+            help=f"of the model, a chain of square layers (default: {default})",
+        )
+    add_seed(parser, "parameters and data")
+    add_out(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    given = parser.parse_args(arguments)
+    console = Console()
+    out = given.out or default_out()
+    try:
+        check_writable(out)
+        check_new(out)
+    except CannotRun as problem:
+        parser.error(str(problem))
+    model = {"width": given.width, "layers": given.layers, "seed": given.seed}
+    recorded: dict[str, Any] = {
+        "settings": model | {"batch": BATCH, "steps": STEPS, "dtype": "float32"},
+        "facts": FACTS,
+        "machine": machine(torch.device("cpu")),
+        "versions": versions(),
+        "runs": [],
+    }
+    try:
+        for optimizer in given.optimizers or ("momentum", "adamw"):
+            pair = [_apart(optimizer=optimizer, released=r, **model) for r in (False, True)]
+            recorded["runs"] += pair
+            write_json(out / RESULT, recorded)
+            say(console, in_words(*pair))
+            if pair[0]["digest"] != pair[1]["digest"]:
+                say(console, "The parameters differ: gradient release went wrong")
+                return 1
+    except KeyboardInterrupt as interruption:
+        say(console, f"Interrupted; what was measured is in {out}")
+        return exit_status(interruption)
+    say(console, f"Recorded in {out / RESULT}")
+    return 0
+
+
+def _apart(**settings: Any) -> dict[str, Any]:
+    """Measure in a process of its own, whose memory holds nothing of another run."""
+    program = (
+        "import json, sys; from benchmarks.gradient_release import measure; "
+        "print(json.dumps(measure(**json.loads(sys.argv[1]))))"
+    )
+    command = [sys.executable, "-c", program, json.dumps(settings)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=root)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def in_words(usual: dict[str, Any], released: dict[str, Any]) -> str:
+    title = CONTENDERS[usual["optimizer"]].title
+    size = f"{usual['parameters'] / 1e6:.1f} M parameters ({_mib(usual['parameter_bytes'])})"
+    before, after = _mib(usual["peak_extra_bytes"]), _mib(released["peak_extra_bytes"])
+    return f"{title}, {size}: a step takes {before} more, with gradient release {after}"
+
+
+def _mib(size: int | None) -> str:
+    return "an uncounted amount" if size is None else f"{size / MIB:.0f} MiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""Which optimizer to take for deep sigmoid and deep ReLU nets, by a fair comparison.
+
+python -m benchmarks.study --help
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks.command import (
+    CannotRun,
+    bars,
+    check_writable,
+    exit_status,
+    pick_device,
+    say,
+    termination_raises,
+)  # fmt: skip
+from benchmarks.data import DataError, Digits, default_data_dir, load_digits
+from benchmarks.study.options import PROGRAM, build_parser, default_workers, study_of
+from benchmarks.study.progress import Progress
+from benchmarks.study.protocol import Study
+from benchmarks.study.running import Workers, cluster, processes, run_trials, this_process
+from benchmarks.study.store import Store
+from benchmarks.study.trial import Split, dataset_of, split
+
+STACK_ON_GPU = 16
+AsWorkers = AbstractContextManager[Workers]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    given = vars(parser.parse_args(arguments))
+    console = Console()
+    try:
+        study = study_of(given)
+        out = given["out"] or Path("runs") / f"study-{study.budget}"
+        check_writable(out)
+        store = Store(out)
+        store.check(study)
+        device = pick_device(given["device"])
+        data_dir = given["data_dir"] or default_data_dir()
+        with termination_raises():
+            study, data = _load(study, store, data_dir, device, console)
+            store.check(study)
+            workers = _workers(given, data, device)
+            _begin(store, study, device, given, console)
+    except (CannotRun, DataError) as problem:
+        parser.error(str(problem))
+    except KeyboardInterrupt as interruption:
+        say(console, "Interrupted before anything was trained.")
+        return exit_status(interruption)
+    stack = given["stack"] or (STACK_ON_GPU if device.type == "cuda" else 1)
+    try:
+        with termination_raises():
+            _run(study, store, workers, stack, console)
+            if given["published"]:
+                _published(study, store, data_dir, device, console)
+            _report(store, console)
+    except CannotRun as problem:
+        parser.error(str(problem))
+    except KeyboardInterrupt as interruption:
+        say(console, f"Interrupted; {_how_to_resume(out)}")
+        return exit_status(interruption)
+    except OSError as problem:
+        say(console, f"Cannot go on: {problem}; {_how_to_resume(out)}")
+        return 1
+    except BaseException:
+        say(console, f"Stopped by an error; {_how_to_resume(out)}")
+        raise
+    return 0
+
+
+def _load(
+    study: Study, store: Store, data_dir: Path, device: torch.device, console: Console
+) -> tuple[Study, Split]:
+    # What "auto" once came to is kept: a study must not go on with other data.
+    kind = (store.dataset or "auto") if study.dataset == "auto" else study.dataset
+    digits: Digits
+    with bars(console) as shown:
+        drawing = shown.add_task("drawing digits", visible=False)
+        digits = load_digits(
+            kind,
+            data_dir,
+            device,
+            study.train_size,
+            study.test_size,
+            announce=lambda text: say(shown.console, text),
+            on_drawn=lambda done, total: shown.update(
+                drawing, completed=done, total=total, visible=True
+            ),
+        )
+    return replace(study, dataset=dataset_of(digits)), split(digits, study.validation_size)
+
+
+def _workers(
+    given: Mapping[str, Any], data: Split, device: torch.device
+) -> Callable[[], AsWorkers]:
+    if given["scheduler"] is not None:
+        if device.type == "cuda":
+            raise CannotRun("--scheduler trains on the processors of its workers: add --device cpu")
+        return partial(cluster, given["scheduler"], data)
+    count = default_workers(device) if given["workers"] is None else given["workers"]
+    return partial(processes, count, data) if count else partial(this_process, data)
+
+
+def _begin(
+    store: Store,
+    study: Study,
+    device: torch.device,
+    given: Mapping[str, Any],
+    console: Console,
+) -> None:
+    how = {"workers": given["workers"], "scheduler": given["scheduler"] is not None}
+    try:
+        same = store.begin(study, device, how)
+    except OSError as problem:
+        raise CannotRun(f"--out {store.out} cannot be written: {problem.strerror}") from problem
+    if not same:
+        say(console, "Note: this study began with other versions or on another machine.")
+    sizes = study.train_size - study.validation_size, study.validation_size, study.test_size
+    training, validation, test = (f"{size:,}" for size in sizes)
+    say(
+        console,
+        f"Data: {study.dataset}, {training} images train, {validation} validate, {test} test",
+    )
+    say(console, f"Results go to {store.out}")
+
+
+def _run(
+    study: Study,
+    store: Store,
+    workers: Callable[[], AsWorkers],
+    stack: int,
+    console: Console,
+) -> None:
+    with bars(console) as shown:
+        progress = Progress(study, store.trials(), shown)
+        if not progress.left():
+            return
+        with workers() as some:
+            run_trials(study, store, some, stack, progress.kept)
+    store.keep_winners(study, store.trials())
+
+
+def _published(
+    study: Study, store: Store, data_dir: Path, device: torch.device, console: Console
+) -> None:
+    """Measure the published numbers again, which are all of MNIST."""
+    from benchmarks.study.published import CASES, run_cases
+
+    if study.dataset != "mnist":
+        say(console, "The published numbers are of MNIST: not measured with other digits.")
+        return
+    with bars(console) as shown:
+        bar = {name: shown.add_task(name, total=1.0, visible=False) for name in CASES}
+        run_cases(
+            list(CASES),
+            store.out,
+            data_dir,
+            lambda name, share: shown.update(bar[name], completed=share, visible=share < 1),
+            budget=study.budget,
+            device=device,
+        )
+
+
+def _report(store: Store, console: Console) -> None:
+    from benchmarks.study import report
+
+    report.write(store.out)
+    say(console, f"Report: report.html and report.md in {store.out}")
+    say(console, f"Next, look at the runs:\n\n    tensorboard --logdir {store.out / 'runs'}\n")
+
+
+def _how_to_resume(out: Path) -> str:
+    return f"finished trials are kept. The same command goes on:\n\n    {PROGRAM} … --out {out}\n"
+
+
+if __name__ == "__main__":
+    with suppress(BrokenPipeError):
+        sys.exit(main())

@@ -1,0 +1,140 @@
+"""The command line of `python -m benchmarks.study`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.command import Parser, whole_number
+from benchmarks.nets import ACTIVATIONS
+from benchmarks.options import ABSENT, add_data, add_device, add_names
+from benchmarks.study.protocol import BUDGETS, TUNED, Study
+from benchmarks.study.trial import SCHEDULES, TRACKS
+
+PROGRAM = "python -m benchmarks.study"
+EXAMPLES = f"""examples:
+  {PROGRAM} --budget quick
+  {PROGRAM} --budget standard --schedule cosine --out runs/cosine
+  {PROGRAM} --scheduler tcp://HOST:8786 --device cpu
+
+The same command goes on with a study that was interrupted. Workers on any number of machines
+share the work of one: start `dask scheduler` on one machine, on each
+`dask worker tcp://HOST:8786 --nworkers CORES --nthreads 1` where `benchmarks` can be imported,
+and this command with --scheduler. Results are written here alone.
+"""
+
+
+def build_parser() -> Parser:
+    """Settings of the study appear in the result only if they were given: a budget has its own."""
+    parser = Parser(
+        prog=PROGRAM,
+        description="Compare the optimizers on a deep sigmoid net and a deep ReLU net: the same\n"
+        "number of learning rates for each, the best chosen on validation images, and trained\n"
+        "again with several seeds, which are the same for all.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    whole = whole_number(1)
+    what = parser.add_argument_group("what is run")
+    what.add_argument(
+        "--budget",
+        choices=BUDGETS,
+        default="quick",
+        help="how much is run: quick takes minutes and shows how it works; standard takes half an "
+        "hour and full takes days on two cores (default: quick)",
+    )
+    add_names(what, "nets", ACTIVATIONS, "both")
+    add_names(what, "optimizers", TUNED)
+    add_names(what, "tracks", TRACKS, "of the budget")
+    what.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default=ABSENT,
+        help="of the learning rate: constant, cosine down to 0, or in steps: a tenth at half, a "
+        "hundredth at three quarters (default: constant)",
+    )
+    for name, text in (
+        ("epochs", "passes over the training images"),
+        ("seeds", "runs of each winner"),
+        ("samples", "trials of each optimizer and net in the track all"),
+        ("batch-size", "images in a batch; the last of an epoch may have fewer"),
+        ("depth", "hidden layers"),
+        ("width", "units in each"),
+        ("train-size", "training images; a sixth of them validates instead"),
+        ("test-size", "test images"),
+    ):
+        of_budget = f"{text} (default: of the budget)"
+        what.add_argument(f"--{name}", type=whole, metavar="N", default=ABSENT, help=of_budget)
+    what.add_argument(
+        "--no-published",
+        dest="published",
+        action="store_false",
+        help="leave out the published numbers that are measured again",
+    )
+
+    data = parser.add_argument_group("the data")
+    add_data(data)
+
+    how = parser.add_argument_group("how it is run")
+    how.add_argument(
+        "--workers",
+        type=whole_number(0),
+        metavar="N",
+        help="processes, of one thread each; 0 trains in this one (default: one for each core, or "
+        "one on a GPU)",
+    )
+    how.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="the Dask scheduler whose workers train, instead of processes of this machine",
+    )
+    how.add_argument(
+        "--stack",
+        type=whole,
+        metavar="K",
+        help="train up to K trials at once, as one net of K times the parameters (default: 16 on a "
+        "GPU; 1 elsewhere, for there it is not faster)",
+    )
+    add_device(how)
+
+    result = parser.add_argument_group("the result")
+    result.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the results go; a study that is there is gone on with "
+        "(default: runs/study-BUDGET)",
+    )
+    return parser
+
+
+def study_of(given: Mapping[str, Any]) -> Study:
+    """The study that was asked for.
+
+    Raises:
+        CannotRun: it is impossible.
+    """
+    known = {field.name for field in fields(Study)} - {"budget"}
+    chosen: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if name in known and value is not None
+    }
+    study = replace(BUDGETS[given["budget"]], **chosen)
+    study.check()
+    return study
+
+
+def default_workers(device: torch.device) -> int:
+    if device.type == "cuda":
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

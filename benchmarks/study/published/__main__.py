@@ -1,0 +1,165 @@
+"""Reproduce published numbers on MNIST with our optimizers.
+
+python -m benchmarks.study.published --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.progress import TaskID
+from rich.table import Table
+
+from benchmarks.command import (
+    CannotRun,
+    Parser,
+    bars,
+    check_writable,
+    exit_status,
+    name_among,
+    pick_device,
+    say,
+    termination_raises,
+)
+from benchmarks.data import DATA_DIR_VARIABLE, DataError
+from benchmarks.options import add_device, add_out, default_out
+from benchmarks.study.published.case import BUDGETS, DIFFERS, NOT_RUN, REPRODUCED
+from benchmarks.study.published.cases import CASES
+from benchmarks.study.published.running import RESULT, Found, load_mnist, run_cases
+
+PROGRAM = "python -m benchmarks.study.published"
+EXAMPLES = f"""cases:
+  {", ".join(CASES)}
+
+examples:
+  {PROGRAM}
+  {PROGRAM} nielsen_gradients algoperf_target --budget quick
+  {PROGRAM} --budget full --out runs/published
+
+Cases that are in --out already, with the same settings or a larger budget, are not run again.
+"""
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog=PROGRAM,
+        description="Run published experiments on MNIST again, with our optimizers, and compare\n"
+        "the figures. It insists on MNIST: no stand-in can reproduce a number.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "cases",
+        nargs="*",
+        type=name_among(CASES),
+        metavar="CASE",
+        help="which to run (default: all)",
+    )
+    parser.add_argument(
+        "--budget",
+        choices=BUDGETS,
+        default="standard",
+        help="quick takes seconds to show that everything works; standard, minutes, stops "
+        "DeepOBS' nets at 97 %%; full, two to three hours on a CPU, trains all to the end "
+        "(default: standard)",
+    )
+    add_device(parser, default="cpu")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where MNIST/raw/ is, or is to be downloaded to (default: the environment variable "
+        f"{DATA_DIR_VARIABLE}, else data)",
+    )
+    add_out(parser, f"where {RESULT} is, or is to be")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    given = parser.parse_args(arguments)
+    console = Console()
+    out = given.out or default_out()
+    names = given.cases or list(CASES)
+    finished: list[Found] = []
+    try:
+        check_writable(out)
+        device = pick_device(given.device)
+        with termination_raises():
+            digits = load_mnist(given.data_dir, device, lambda text: say(console, text))
+        say(console, f"Results go to {out / RESULT}")
+        with termination_raises(), bars(console) as shown:
+            everything = shown.add_task("all", total=len(names))
+            for place, name in enumerate(names, start=1):
+                one = shown.add_task(CASES[name].title, total=1.0)
+
+                def on_progress(name: str, share: float, one: TaskID = one) -> None:
+                    shown.update(one, completed=share)
+
+                (found,) = run_cases(
+                    [name], out, given.data_dir, on_progress,
+                    budget=given.budget, device=device, digits=digits,
+                )  # fmt: skip
+                finished.append(found)
+                shown.remove_task(one)
+                shown.advance(everything)
+                say(shown.console, f"[{place}/{len(names)}] {in_a_line(found)}")
+    except (CannotRun, DataError) as problem:
+        parser.error(str(problem))
+    except OSError as problem:
+        say(console, f"Cannot go on: {problem}; {_how_to_go_on(given, out)}")
+        return 1
+    except KeyboardInterrupt as interruption:
+        say(console, f"Interrupted; {_how_to_go_on(given, out)}")
+        return exit_status(interruption)
+    for found in finished:
+        console.print(table(found))
+    return 0
+
+
+def in_a_line(found: Found) -> str:
+    verdicts = [row["verdict"] for row in found["rows"]]
+    counts = [
+        f"{verdicts.count(verdict)} {verdict}"
+        for verdict in (REPRODUCED, DIFFERS, NOT_RUN)
+        if verdict in verdicts
+    ]
+    return f"{found['title']}: {', '.join(counts)}, {found['seconds']:.0f} s"
+
+
+def table(found: Found) -> Table:
+    drawn = Table(title=found["title"], box=box.SIMPLE_HEAD, title_style="bold")
+    drawn.add_column("quantity", ratio=4)
+    drawn.add_column("theirs", justify="right")
+    drawn.add_column("ours", justify="right")
+    drawn.add_column("verdict", no_wrap=True)
+    drawn.add_column("note", ratio=5)
+    for row in found["rows"]:
+        drawn.add_row(
+            row["quantity"], _figure(row["theirs"]), _figure(row["ours"]), row["verdict"],
+            row["note"],
+        )  # fmt: skip
+    return drawn
+
+
+def _figure(value: float | Sequence[float] | None) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, Sequence):
+        return " … ".join(map(_figure, value))
+    return f"{value:.5g}"
+
+
+def _how_to_go_on(given: argparse.Namespace, out: Path) -> str:
+    command = " ".join([PROGRAM, *given.cases, "--budget", given.budget, "--out", str(out)])
+    return f"finished cases are kept. Go on with:\n\n    {command}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Run published cases one after another; what is finished is kept in published.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.command import CannotRun
+from benchmarks.data import DataError, Digits, default_data_dir, load_digits
+from benchmarks.record import machine, read_json, versions, write_json
+from benchmarks.study.published.case import BUDGETS, Case, Lab
+from benchmarks.study.published.cases import CASES
+from benchmarks.study.published.parts import Parts
+
+RESULT = "published.json"
+CPU = torch.device("cpu")
+
+Found = dict[str, Any]  # one case as published.json has it
+OnProgress = Callable[[str, float], None]  # a case's name, and the share of it that is done
+
+
+def run_cases(
+    names: Sequence[str],
+    out: Path,
+    data_dir: Path | None = None,
+    on_progress: OnProgress = lambda name, share: None,
+    *,
+    budget: str = "standard",
+    device: torch.device = CPU,
+    cases: Mapping[str, Case] | None = None,
+    digits: Digits | None = None,
+) -> list[Found]:
+    """Run cases and keep them in `out`/published.json, which is written after each.
+
+    A case that is there already, run with the same settings or by a larger budget, is not run
+    again. Without MNIST nothing is run, and the rows say so: no figure here is of other data.
+
+    Args:
+        names: of cases, any of `CASES`; each is run once.
+        out: a folder; whatever else is in its published.json stays.
+        data_dir: where MNIST is, or is to be downloaded to (default: as everywhere).
+        on_progress: is told a case's name and the share of it that is done, 0 … 1.
+        cases: what to take in the place of `CASES`.
+        digits: MNIST, if it is loaded already.
+
+    Returns:
+        The cases that were named, as published.json has them.
+
+    Raises:
+        CannotRun: no such case or budget, or published.json is not one.
+    """
+    cases = CASES if cases is None else cases
+    _check(names, budget, cases)
+    kept = _read(out)
+    chosen = list(dict.fromkeys(names))
+    todo = [name for name in chosen if not _is_kept(kept.get(name), cases[name], budget)]
+    reason = f"the budget {budget} does not reach it"
+    if todo and digits is None:
+        try:
+            digits = load_mnist(data_dir, device)
+        except DataError as problem:
+            reason = str(problem)
+    for name in todo:
+        settings = settings_of(cases[name], budget, None if digits is None else digits.name)
+        parts = Parts(out, name, settings)
+        kept[name] = _run(name, cases[name], digits, settings, parts, reason, on_progress)
+        _write(out, kept, device)
+        parts.remove()
+        on_progress(name, 1.0)
+    return [kept[name] for name in chosen]
+
+
+def load_mnist(
+    data_dir: Path | None, device: torch.device, announce: Callable[[str], None] = lambda text: None
+) -> Digits:
+    """MNIST, and nothing in its place."""
+    try:
+        return load_digits("mnist", data_dir or default_data_dir(), device, announce=announce)
+    except DataError as problem:
+        # There is no such choice here.
+        raise DataError(str(problem).removesuffix(", or choose --dataset drawn")) from problem
+
+
+def _check(names: Sequence[str], budget: str, cases: Mapping[str, Case]) -> None:
+    if unknown := [name for name in names if name not in cases]:
+        raise CannotRun(f"no published case {unknown[0]!r}; there are {', '.join(cases)}")
+    if budget not in BUDGETS:
+        raise CannotRun(f"no budget {budget!r}; there are {', '.join(BUDGETS)}")
+
+
+def _read(out: Path) -> dict[str, Found]:
+    path = out / RESULT
+    try:
+        return {found["case"]: found for found in read_json(path)["cases"]}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise CannotRun(f"{path} does not hold published cases: {problem!r}") from problem
+
+
+def _write(out: Path, kept: Mapping[str, Found], device: torch.device) -> None:
+    content = {"machine": machine(device), "versions": versions(), "cases": list(kept.values())}
+    write_json(out / RESULT, content)
+
+
+def settings_of(case: Case, budget: str, dataset: str | None) -> dict[str, Any]:
+    """What decides a case's figures, as JSON has it."""
+    settings = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in case.budgets.get(budget, {}).items()
+    }
+    return {"budget": budget, "dataset": dataset, **settings}
+
+
+def _is_kept(found: Found | None, case: Case, budget: str) -> bool:
+    if found is None or found["settings"]["dataset"] is None:
+        return False
+    before = found["settings"]["budget"]
+    same = found["settings"] == settings_of(case, before, found["settings"]["dataset"])
+    return same and BUDGETS.index(before) >= BUDGETS.index(budget)
+
+
+def _run(
+    name: str,
+    case: Case,
+    digits: Digits | None,
+    settings: dict[str, Any],
+    parts: Parts,
+    reason: str,
+    on_progress: OnProgress,
+) -> Found:
+    began = time.perf_counter()
+    measured: Mapping[str, Any] = {}
+    wanted = case.budgets.get(settings["budget"])
+    if digits is not None and wanted is not None:
+        on_progress(name, 0.0)
+        lab = Lab(digits, lambda share: on_progress(name, share), parts)
+        with _threads(1 if case.one_thread else torch.get_num_threads()):
+            measured = case.measure(lab, wanted)
+    return {
+        "case": name,
+        "title": case.title,
+        "source": case.source,
+        "rows": case.rows(measured, reason),
+        "seconds": round(time.perf_counter() - began, 1),
+        "settings": settings,
+    }
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,64 @@
+"""The one training loop of all published cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
+
+from benchmarks.nets import CLASSES
+from benchmarks.training import shuffled
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def epochs_of(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    on_step: Callable[[], None],
+    loss: Loss = cross_entropy,
+    drop_last: bool = False,
+    schedule: Callable[[int], float] | None = None,
+) -> Iterator[int]:
+    """Train, and give the number of each epoch as soon as it has ended.
+
+    Args:
+        drop_last: leave out the last batch of an epoch if it is not full.
+        schedule: what the learning rate is multiplied by at a step; the first step is 1.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    done = 0
+    for epoch in range(1, epochs + 1):
+        for indices in shuffled(labels, batch_size, seed, epoch):
+            if drop_last and len(indices) < batch_size:
+                break
+            done += 1
+            if schedule is not None:
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * schedule(done)
+            optimizer.zero_grad()
+            loss(net(images[indices]), labels[indices]).backward()
+            optimizer.step()
+            on_step()
+        yield epoch
+
+
+def sigmoid_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """Each class judged by a sigmoid of its own: summed over classes, averaged over images.
+
+    Scores of several nets, stacked, give the sum of their losses.
+    """
+    wanted = one_hot(labels, CLASSES).to(scores.dtype).expand_as(scores)
+    return binary_cross_entropy_with_logits(scores, wanted, reduction="sum") / len(labels)
+
+
+def steps_per_epoch(images: int, batch_size: int, drop_last: bool = False) -> int:
+    return images // batch_size if drop_last else -(-images // batch_size)

@@ -1,0 +1,83 @@
+"""The report as one page that needs nothing else: figures, style and script are in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from benchmarks.optimizers import CONTENDERS
+from benchmarks.study.analysis import Trial
+from benchmarks.study.report import texts
+from benchmarks.study.report.drawing import svg_inline
+from benchmarks.study.report.limits import limits
+from benchmarks.study.report.tables import published_table, trials_table
+
+Facts = dict[str, Any]
+
+SIGNS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}  # matplotlib's markers
+
+
+def page(
+    about: Facts,
+    facts: Facts,
+    figures: Mapping[str, Mapping[str, Figure]],
+    published: Sequence[Facts],
+    trials: Sequence[Trial],
+) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["rich"] = _rich
+    return environment.get_template("page.html").render(
+        texts=texts,
+        about=about,
+        arenas=[
+            {
+                "key": f"arena-{key}",
+                "heading": texts.heading(arena),
+                "verdict": texts.verdict(arena) if arena["ranking"] else None,
+                "sections": list(texts.sections(arena)),
+                "svg": {name: _inline(f"{key}-{name}", one) for name, one in drawn.items()},
+            }
+            for arena, (key, drawn) in zip(facts["arenas"], figures.items(), strict=True)
+        ],
+        optimizers=_in_use(facts),
+        published=[(case, published_table(case)) for case in published],
+        limits=limits(facts),
+        trials=trials_table(trials),
+    )
+
+
+def _inline(name: str, figure: Figure) -> Markup:
+    title = figure.axes[0].get_title("left")
+    return Markup(svg_inline(figure, name, title))  # in which matplotlib has escaped all texts
+
+
+def _in_use(facts: Facts) -> dict[str, dict[str, str]]:
+    """What the switches show: the optimizers that there are, with their colours and signs."""
+    used = {
+        entry["optimizer"]
+        for arena in facts["arenas"]
+        for entry in (*arena["ranking"], *arena["sensitivity"])
+    }
+    return {
+        name: {"title": one.title, "colour": one.colour, "sign": SIGNS[one.marker]}
+        for name, one in CONTENDERS.items()
+        if name in used
+    }
+
+
+def _rich(text: str) -> Markup:
+    """The little Markdown that the texts use: **strong** and `code`."""
+    html = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text)))
+    return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", html))

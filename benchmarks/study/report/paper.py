@@ -1,0 +1,65 @@
+"""The report as Markdown, with its figures beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmarks.study.analysis import Trial
+from benchmarks.study.report.limits import limits
+from benchmarks.study.report.tables import published_table, trials_table
+from benchmarks.study.report.texts import (
+    LIMITS_TITLE,
+    PUBLISHED_TITLE,
+    TITLE,
+    TRIALS_TITLE,
+    heading,
+    sections,
+    verdicts,
+)
+
+Facts = dict[str, Any]
+
+
+def paper(
+    about: Facts,
+    facts: Facts,
+    figures: Mapping[str, Mapping[str, Any]],
+    published: Sequence[Facts],
+    trials: Sequence[Trial],
+) -> str:
+    return "\n\n".join(_parts(about, facts, figures, published, trials)) + "\n"
+
+
+def _parts(
+    about: Facts,
+    facts: Facts,
+    figures: Mapping[str, Mapping[str, Any]],
+    published: Sequence[Facts],
+    trials: Sequence[Trial],
+) -> Iterator[str]:
+    yield f"# {TITLE}"
+    yield f"Data: **{about['dataset']}**. {about['provenance']}"
+    for arena, (key, drawn) in zip(facts["arenas"], figures.items(), strict=True):
+        yield f"## {heading(arena)}"
+        for section in sections(arena):
+            yield f"### {section.title}"
+            yield section.text
+            for name in section.figures:
+                title = drawn[name].axes[0].get_title("left")
+                yield f"![{title}](figures/{key}_{name}.svg)"
+            if section.table is not None:
+                yield section.table.markdown()
+    if published:
+        yield f"## {PUBLISHED_TITLE}"
+        yield verdicts(published)
+        for case in published:
+            yield f"### {case['title']}"
+            yield str(case["source"])
+            yield published_table(case).markdown()
+    yield f"## {LIMITS_TITLE}"
+    yield "\n".join(f"* {limit}" for limit in limits(facts))
+    yield f"## {TRIALS_TITLE}"
+    yield f"<details><summary>{len(trials)} trials</summary>"
+    yield trials_table(trials).markdown()
+    yield "</details>"

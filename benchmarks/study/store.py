@@ -1,0 +1,142 @@
+"""The folder of a study: what it is, and a file for each trial that has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.command import CannotRun
+from benchmarks.record import RunRecorder, machine, read_json, versions, write_json
+from benchmarks.study.protocol import Study, winner_of
+from benchmarks.study.trial import FINAL, PROTOCOL, Trial
+
+STUDY_FILE = "study.json"
+TRIALS = "trials"
+RUNS = "runs"  # of TensorBoard
+FINAL_TAGS = ("accuracy/test", "accuracy/validation", "loss/test", "loss/validation", "loss/train")
+
+
+class Store:
+    """The files of a study. A trial that has no file has not ended.
+
+    Args:
+        out: the folder; it may be new, or hold this study as far as it got.
+
+    Raises:
+        CannotRun: the folder holds something else, another study, or another protocol's.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.content = self._read(out / STUDY_FILE)
+        strangers = out.is_dir() and any(out.iterdir())
+        if self.content is None and strangers:
+            raise CannotRun(f"--out {out} is not empty and holds no study; choose another")
+        if self.content is not None and self.content.get("protocol") != PROTOCOL:
+            raise CannotRun(
+                f"--out {out} holds a study by protocol {self.content.get('protocol')}, whose "
+                f"trials cannot be mixed with those of {PROTOCOL}; choose another directory"
+            )
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any] | None:
+        try:
+            return read_json(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as problem:
+            raise CannotRun(f"cannot read {path}: {problem}; delete it or choose another") from None
+
+    def check(self, study: Study) -> None:
+        """Refuse to go on with another study than this.
+
+        What was asked for as "auto" is taken to be what the folder has.
+        """
+        if self.content is None:
+            return
+        kept = self.content["settings"]
+        for name, value in _plain(study).items():
+            if value not in (kept.get(name), "auto"):
+                raise CannotRun(
+                    f"--out {self.out} holds a study with {name} {kept.get(name)}, not {value}; "
+                    "repeat its options to go on with it, or choose another directory"
+                )
+
+    @property
+    def dataset(self) -> str | None:
+        return None if self.content is None else str(self.content["settings"]["dataset"])
+
+    def begin(self, study: Study, device: torch.device, how: Mapping[str, Any]) -> bool:
+        """Write down what is begun; False if it began elsewhere or with other versions."""
+        now = {"versions": versions(), "machine": machine(device)}
+        if self.content is not None:
+            return all(self.content[name] == value for name, value in now.items())
+        self.content = {"protocol": PROTOCOL, "settings": _plain(study), "running": how} | now
+        write_json(self.out / STUDY_FILE, self.content)
+        return True
+
+    def trials(self) -> dict[str, dict[str, Any]]:
+        """The trials that have ended, by key."""
+        found = {}
+        for path in sorted((self.out / TRIALS).glob("*.json")):
+            content = self._read(path)
+            if content is not None:
+                found[path.stem] = content
+        return found
+
+    def keep(self, trial: Trial, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a trial's file, and before it the curves of a final for TensorBoard."""
+        content = trial.content() | {"result": result}
+        if trial.phase == FINAL:
+            self._record(trial, content)
+        path = self.out / TRIALS / f"{trial.key}.json"
+        write_json(path, content)
+        return read_json(path)  # as it will be read later: NaN has become null
+
+    def keep_winners(self, study: Study, known: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add to the study's file which trial of each cell won, and how far its grid grew."""
+        assert self.content is not None, "the study has begun"
+        won = [(cell, winner_of(study, cell, known)) for cell in study.cells()]
+        self.content["winners"] = [
+            vars(cell)
+            | {"key": winner.trial.key, "lr": winner.trial.settings.lr}
+            | {"options": winner.trial.settings.options}
+            | {"extra": winner.extra, "at_edge": winner.at_edge}
+            for cell, winner in won
+            if winner is not None
+        ]
+        write_json(self.out / STUDY_FILE, self.content)
+
+    def _record(self, trial: Trial, content: Mapping[str, Any]) -> None:
+        settings, result = trial.settings, content["result"]
+        name = Path(trial.track, settings.net, settings.optimizer, f"seed_{settings.seed}")
+        recorder = RunRecorder(self.out / RUNS / name)
+        try:
+            curves = dict(result["curves"])
+            steps = curves.pop("step")
+            for curve, values in curves.items():
+                part, _, measure = curve.partition("_")
+                for step, value in zip(steps, values, strict=True):
+                    recorder.scalar(f"{measure or 'time'}/{part}", value, step)
+            norms = dict(result["gradient_norms"])
+            for step, *values in zip(norms.pop("step", []), *norms.values(), strict=True):
+                for layer, value in zip(norms, values, strict=True):
+                    recorder.scalar(f"gradient_norm/{layer}", value, step)
+            plain = asdict(settings)
+            hyper = plain.pop("options") | plain | {"track": trial.track}
+            recorder.finish(hyper, FINAL_TAGS, content)
+        except BaseException:
+            recorder.abandon()
+            raise
+
+
+def _plain(study: Study) -> dict[str, Any]:
+    """A study's settings as JSON gives them back."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(study).items()
+    }

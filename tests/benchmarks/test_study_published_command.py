@@ -1,0 +1,94 @@
+"""The command of the published cases: progress, interruption, what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.data import Digits
+from benchmarks.study.published import __main__ as command
+from benchmarks.study.published import running
+from benchmarks.study.published.case import Case, Lab, Measured, Settings
+from benchmarks.study.published.running import RESULT
+from tests.benchmarks.files import read
+from tests.benchmarks.test_study_published import a_case
+
+
+@pytest.fixture
+def small_table(
+    monkeypatch: pytest.MonkeyPatch, digits: Digits
+) -> tuple[list[str], dict[str, Case]]:
+    """One case in the place of all; MNIST is the drawn digits."""
+    calls: list[str] = []
+    cases = {"a": a_case(calls), "b": a_case(calls)}
+    for module in (command, running):
+        monkeypatch.setattr(module, "CASES", cases)
+    monkeypatch.setattr(command, "load_mnist", lambda *arguments, **options: digits)
+    return calls, cases
+
+
+def test_the_command_runs_and_shows_every_case(
+    small_table: tuple[list[str], dict[str, Case]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--budget", "quick", "--out", str(tmp_path / "out")]
+    assert command.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "[2/2] A case: 1 reproduced, 1 not run" in shown
+    assert command.main(arguments) == 0
+    calls, _ = small_table
+    assert len(calls) == 2
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    small_table: tuple[list[str], dict[str, Case]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
+        raise KeyboardInterrupt
+
+    _, cases = small_table
+    cases["b"] = replace(cases["b"], measure=interrupted)
+    assert command.main(["--budget", "quick", "--out", str(tmp_path)]) == 130
+    shown = capsys.readouterr().out
+    assert f"--budget quick --out {tmp_path}" in shown
+    assert [found["case"] for found in read(tmp_path / RESULT)["cases"]] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["other"], "no 'other' here"),
+        (["--budget", "huge"], "invalid choice: 'huge'"),
+        (["--out", "{}/file/deeper"], "is not a directory"),
+        (["--data-dir", "{}/file"], "{}/file is not a directory"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as stopped:
+        command.main([argument.format(tmp_path) for argument in arguments])
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert message.format(tmp_path) in shown
+    assert shown.count("\n") == 1
+
+
+def test_without_mnist_the_command_stops_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--data-dir", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert "no MNIST: the download failed" in shown
+    assert shown.endswith(f"into {tmp_path / 'MNIST' / 'raw'} (--help lists the options)\n")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,267 @@
+"""A trial alone and trials in a stack: what is measured, and that the two are the same."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.data import Digits
+from benchmarks.nets import build_net
+from benchmarks.optimizers import CONTENDERS
+from benchmarks.study.protocol import TUNED
+from benchmarks.study.stacked import stacked_optimizer, train_stack
+from benchmarks.study.trial import (
+    FINAL,
+    SCHEDULES,
+    SEARCH,
+    Observations,
+    Settings,
+    Split,
+    Stopwatch,
+    Trial,
+    split,
+    train,
+)  # fmt: skip
+from benchmarks.trainee import evaluate
+from torch_scratch_optim import ScratchSGD
+
+SETTINGS = Settings(
+    "relu", "adam", 0.01, epochs=2, batch_size=50, depth=2, width=8, dataset="drawn",
+    train_size=240, validation_size=60,
+)  # fmt: skip
+OPTIONS = {  # of four trials
+    "momentum": (0.0, 0.5, 0.9, 0.99),
+    "beta2": (0.9, 0.99, 0.999, 0.9999),
+    "eps": (1e-10, 1e-8, 1e-4, 1e-3),
+}
+RATES = (0.0001, 0.001, 0.01, 0.1)
+
+
+@pytest.fixture(scope="module")
+def data(digits: Digits) -> Split:
+    return split(digits, 60)
+
+
+def trials(optimizer: str, phase: str = FINAL, **changes: Any) -> list[Trial]:
+    """Trials that differ in whatever the optimizer has."""
+    return [
+        Trial(phase, "all", replace(
+            SETTINGS, optimizer=optimizer, lr=rate,
+            options={name: OPTIONS[name][k] for name in TUNED[optimizer]}, **changes,
+        ))
+        for k, rate in enumerate(RATES)
+    ]  # fmt: skip
+
+
+def test_the_last_training_images_validate_and_no_image_is_in_two_parts(digits: Digits) -> None:
+    data = split(digits, 60)
+    assert torch.equal(torch.cat([data.images, data.validation_images]), digits.train_images)
+    assert torch.equal(torch.cat([data.labels, data.validation_labels]), digits.train_labels)
+    assert len(data.validation_labels) == 60
+    assert data.test_images is digits.test_images
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("net", ["sigmoid", "relu"])
+@pytest.mark.parametrize("optimizer", TUNED)
+def test_each_trial_of_a_stack_equals_its_run_alone(
+    optimizer: str, net: str, schedule: str, data: Split, double: None
+) -> None:
+    # Stacks of matrices are multiplied in another order of sums, and a rule with tensors for
+    # numbers rounds after each operation. In double precision that is some 1e-16 a step, which
+    # training with large rates magnifies; a wrong learning rate would show in the first digits.
+    exact = Split(*(t.double() if t.is_floating_point() else t for t in vars(data).values()))
+    alike = trials(optimizer, net=net, schedule=schedule)
+    for trial, stacked in zip(alike, train_stack(alike, exact), strict=True):
+        alone = train(trial, exact)
+        assert stacked.pop("seconds") is None
+        del alone["seconds"]
+        assert [*_numbers(stacked)] == pytest.approx([*_numbers(alone)], rel=1e-6, nan_ok=True)
+
+
+def _numbers(content: Any) -> Iterator[float]:
+    """All numbers of a result, but for the clock's, which a stack has not."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            if name != "seconds":
+                yield from _numbers(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _numbers(value)
+    else:
+        yield math.nan if content is None else float(content)
+
+
+def test_in_single_precision_a_stack_agrees_as_far_as_that_reaches(data: Split) -> None:
+    alike = trials("adam")[:3]
+    for trial, stacked in zip(alike, train_stack(alike, data), strict=True):
+        # As above, with roundings of 6e-8.
+        assert stacked["test_loss"] == pytest.approx(train(trial, data)["test_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", TUNED)
+def test_a_step_of_a_stack_equals_the_steps_of_its_trials(optimizer: str) -> None:
+    settings = [trial.settings for trial in trials(optimizer)]
+    start = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    stack = start.expand(4, 3, 5).clone().requires_grad_()
+    bias = start[0].expand(4, 5).clone().requires_grad_()
+    together = stacked_optimizer([stack, bias], settings)
+    alone = [[start.clone().requires_grad_(), start[0].clone().requires_grad_()] for _ in settings]
+    steppers = [
+        CONTENDERS[optimizer].scratch(parameters, **one.keywords())
+        for parameters, one in zip(alone, settings, strict=True)
+    ]
+    for step in range(5):
+        gradient = torch.randn(
+            3, 5, generator=torch.Generator().manual_seed(step + 1), dtype=torch.float64
+        )
+        stack.grad, bias.grad = gradient.expand(4, 3, 5).clone(), gradient[0].expand(4, 5).clone()
+        together.step()
+        for parameters, stepper in zip(alone, steppers, strict=True):
+            parameters[0].grad, parameters[1].grad = gradient.clone(), gradient[0].clone()
+            stepper.step()
+    for k, (weight, own_bias) in enumerate(alone):
+        # In double precision: only the rounding of single operations is left.
+        torch.testing.assert_close(stack[k], weight, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(bias[k], own_bias, rtol=1e-12, atol=1e-12)
+
+
+def test_a_trial_that_diverges_ends_and_leaves_its_stack_alone(data: Split) -> None:
+    wild = replace(SETTINGS, optimizer="sgd", lr=1e30, options={})
+    calm = replace(wild, lr=0.01)
+    alike = [Trial(FINAL, "lr", settings) for settings in (wild, calm)]
+    stacked = train_stack(alike, data)
+    for trial, result in zip(alike, stacked, strict=True):
+        alone = train(trial, data)
+        for name in ("diverged", "diverged_at_step", "steps"):
+            assert result[name] == alone[name]
+    assert [result["diverged"] for result in stacked] == [True, False]
+    assert stacked[0]["steps"] < stacked[1]["steps"]
+    assert math.isfinite(stacked[1]["test_loss"])
+
+
+def test_what_differs_in_more_than_hyper_parameters_is_not_stacked(data: Split) -> None:
+    with pytest.raises(ValueError, match="hyper-parameters alone"):
+        train_stack([Trial(SEARCH, "lr", replace(SETTINGS, seed=seed)) for seed in (1, 2)], data)
+
+
+def test_the_same_seed_gives_the_same_start_and_order_to_every_optimizer(data: Split) -> None:
+    # With a rate of almost nothing, no optimizer has an effect yet.
+    losses = {
+        optimizer: train(
+            Trial(FINAL, "lr", replace(SETTINGS, optimizer=optimizer, lr=1e-30)), data
+        )["curves"]["train_loss"][1:]
+        for optimizer in TUNED
+    }
+    assert all(found == losses["sgd"] for found in losses.values())
+    other = train(Trial(FINAL, "lr", replace(SETTINGS, lr=1e-30, seed=1)), data)
+    assert other["curves"]["train_loss"][1:] != losses["sgd"]
+
+
+def test_a_search_does_not_see_the_test_set(data: Split) -> None:
+    unseen = replace(data, test_images=torch.full_like(data.test_images, math.nan))
+    trial = Trial(SEARCH, "lr", SETTINGS)
+    searched = train(trial, unseen)
+    assert math.isnan(searched["test_loss"])
+    assert math.isnan(searched["test_accuracy"])
+    assert train(trial, data)["curves"]["validation_loss"] == searched["curves"]["validation_loss"]
+    assert train(Trial(FINAL, "lr", SETTINGS), data)["test_accuracy"] > 0
+
+
+def test_finals_are_looked_at_several_times_an_epoch(data: Split) -> None:
+    result = train(Trial(FINAL, "lr", SETTINGS), data)
+    curves = result["curves"]
+    assert curves["step"] == [0, 2, 4, 5, 7, 9, 10]
+    assert curves["epoch"] == [0, 0.4, 0.8, 1, 1.4, 1.8, 2]
+    assert all(len(values) == 7 for values in curves.values())
+    norms = result["gradient_norms"]
+    assert list(norms) == ["step", "layer_1", "layer_2", "output"]
+    assert norms["step"] == curves["step"][1:]
+
+
+def test_training_loss_is_the_mean_since_the_last_look() -> None:
+    seen = Observations(Trial(FINAL, "lr", SETTINGS))
+    seen.look(0, torch.tensor([]), 0.0, (2.0, 0.1), (2.0, 0.1))
+    seen.look(2, torch.tensor([1.0, 3.0]), 0.5, (1.0, 0.5), (1.0, 0.5))
+    assert math.isnan(seen.curves["train_loss"][0])
+    assert seen.curves["train_loss"][1] == 2.0
+
+
+def test_a_target_is_reached_once_and_a_miss_stays_in() -> None:
+    seen = Observations(Trial(FINAL, "lr", SETTINGS))
+    for step, accuracy in ((0, 0.1), (2, 0.971), (4, 0.96), (5, 0.975)):
+        seen.look(step, torch.ones(min(step, 1)), step / 10, (1.0, accuracy), (1.0, 0.5))
+    targets = seen.result(0.5, (1.0, 0.9))["targets"]
+    assert targets["0.97"] == {"step": 2, "epoch": 0.4, "seconds": 0.2}
+    assert targets["0.98"] == {"step": None, "epoch": None, "seconds": None}
+
+
+def test_the_clock_stands_still_while_it_is_stopped() -> None:
+    watch = Stopwatch(torch.device("cpu"))
+    watch.go()
+    watch.stop()
+    before = watch.seconds
+    time.sleep(0.01)
+    assert watch.seconds == before
+    watch.go()
+    watch.stop()
+    assert watch.seconds > before
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("constant", [1] * 10),
+        ("step", [1] * 5 + [0.1] * 2 + [0.01] * 3),
+        ("cosine", [(1 + math.cos(math.pi * k / 10)) / 2 for k in range(10)]),
+    ],
+)
+def test_schedules_move_the_learning_rate(
+    schedule: str, shares: list[float], data: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = []
+    step = ScratchSGD.step
+
+    def noted(self: Any, closure: Any = None) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, closure)
+
+    monkeypatch.setattr(ScratchSGD, "step", noted)
+    train(Trial(SEARCH, "lr", replace(SETTINGS, optimizer="sgd", schedule=schedule)), data)
+    assert rates == pytest.approx([0.01 * share for share in shares])
+
+
+def test_a_key_tells_apart_whatever_differs() -> None:
+    trial = Trial(SEARCH, "lr", SETTINGS)
+    others = [
+        replace(trial, phase=FINAL), replace(trial, track="all"),
+        *(replace(trial, settings=replace(SETTINGS, **change)) for change in (
+            {"lr": 0.02}, {"options": {"eps": 1e-6}}, {"seed": 7}, {"schedule": "step"},
+            {"dataset": "mnist"}, {"train_size": 250},
+        )),
+    ]  # fmt: skip
+    assert len({trial.key, *(other.key for other in others)}) == len(others) + 1
+    assert Trial(SEARCH, "lr", replace(SETTINGS)).key == trial.key
+    json.dumps(trial.content(), allow_nan=False)
+
+
+def test_a_net_of_the_study_is_the_net_of_the_other_benchmarks(data: Split) -> None:
+    result = train(Trial(FINAL, "lr", replace(SETTINGS, lr=1e-30)), data)
+    net = build_net("relu", 2, 8, SETTINGS.seed)
+    loss, accuracy = evaluate(net, data.test_images, data.test_labels)
+    assert (result["test_loss"], result["test_accuracy"]) == (loss, accuracy)

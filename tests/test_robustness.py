@@ -1,0 +1,185 @@
+"""What goes wrong in long and strange runs goes no wronger than with torch."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from torch_scratch_optim import fused
+
+from .cases import CASES, PAIRS, Case, assert_equal_state, leaves, parameters, same_bits, train
+
+by_name = pytest.mark.parametrize("case", CASES, ids=str)
+each_optimizer = pytest.mark.parametrize("case", [Case(n) for n in PAIRS], ids=str)
+both_engines = pytest.mark.parametrize("foreach", [False, True], ids=["loop", "foreach"])
+
+
+def step_on(values: list[float], *twins: Optimizer) -> None:
+    for twin in twins:
+        for p in leaves(twin):
+            p.grad = (
+                torch.tensor(values, dtype=p.dtype).repeat(p.numel())[: p.numel()].view(p.shape)
+            )
+        twin.step()
+
+
+@both_engines
+@by_name
+def test_nan_and_infinity_in_gradients_go_where_they_go_with_torch(
+    case: Case, foreach: bool
+) -> None:
+    ours, theirs = case.ours(parameters(), foreach=foreach), case.torchs(parameters())
+    strange = [torch.nan, 1.0, torch.inf, -torch.inf, -0.0, 0.5, 3e38]
+    for step, values in enumerate([[1.0, -2.0], strange, [1.0, -2.0], strange[::-1], [0.0]]):
+        step_on(values, ours, theirs)
+        assert_equal_state(ours, theirs, f"step {step}")
+    assert any(p.isnan().any() for p in leaves(ours)), "nothing strange has happened"
+    assert not all(p.isnan().all() for p in leaves(ours) if p.numel() > 1), "it has spread"
+
+
+@both_engines
+@by_name
+def test_denormal_numbers_are_kept_as_with_torch(case: Case, foreach: bool) -> None:
+    tiny = torch.finfo(torch.float32).tiny
+
+    def denormal() -> list[Tensor]:
+        return [(p.detach() * tiny * 0.1).requires_grad_() for p in parameters()]
+
+    ours, theirs = case.ours(denormal(), foreach=foreach), case.torchs(denormal())
+    seen = False
+    for step in range(5):
+        step_on([tiny / 3, -tiny / 7, tiny, 1e-20], ours, theirs)
+        assert_equal_state(ours, theirs, f"step {step}")
+        states = [t.detach() for p in leaves(ours) for t in (p, *ours.state[p].values())]
+        seen |= any(((t != 0) & (t.abs() < tiny)).any().item() for t in states)
+    assert seen, "nothing is denormal"
+
+
+@both_engines
+@each_optimizer
+def test_parameters_may_be_replaced_through_their_data(case: Case, foreach: bool) -> None:
+    ours, theirs = case.ours(parameters(), foreach=foreach), case.torchs(parameters())
+    for step in train(ours, theirs, steps=range(8)):
+        assert_equal_state(ours, theirs, f"step {step}")
+        if step % 2:
+            for twin in (ours, theirs):
+                for p in leaves(twin):
+                    p.data = p.data.mul(1.5).mT.contiguous().mT if p.ndim > 1 else p.data + 1
+
+
+@both_engines
+@each_optimizer
+def test_two_optimizers_may_share_a_model(case: Case, foreach: bool) -> None:
+    # Such as one for each loss; here even of the same parameters.
+    mine, their = parameters(), parameters()
+    ours = [case.ours(mine, foreach=foreach), case.ours(mine[::2], foreach=foreach, lr=0.05)]
+    theirs = [case.torchs(their), case.torchs(their[::2], lr=0.05)]
+    for step in range(6):
+        for first, second in zip(ours, theirs, strict=True):
+            for _ in train(first, second, steps=range(step, step + 1)):
+                assert_equal_state(first, second, f"step {step}")
+
+
+def in_threads(works: list[Callable[[], None]]) -> None:
+    failed: list[BaseException] = []
+    start = threading.Barrier(len(works))
+
+    def guarded(work: Callable[[], None]) -> None:
+        try:
+            start.wait()
+            work()
+        except BaseException as problem:
+            failed.append(problem)
+
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"foreach": False}, {"foreach": True}, {"fused": True}],
+    ids=["loop", "foreach", "fused"],
+)
+@each_optimizer
+def test_optimizers_may_step_in_threads_of_their_own(
+    case: Case, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Eager steps hold the interpreter's lock between operations alone, so the threads mix well.
+    monkeypatch.setattr(fused, "LANES", 2)
+    steps = range(10 if "fused" in options else 60)
+    alone = [case.ours(parameters(seed=seed), **options) for seed in range(3)]
+    threaded = [case.ours(parameters(seed=seed), **options) for seed in range(3)]
+
+    def run(optimizer: Optimizer) -> Callable[[], None]:
+        def work() -> None:
+            for _ in train(optimizer, steps=steps):
+                pass
+
+        return work
+
+    for optimizer in alone:
+        run(optimizer)()
+    in_threads([run(optimizer) for optimizer in threaded])
+    for mine, undisturbed in zip(threaded, alone, strict=True):
+        assert_equal_state(mine, undisturbed)
+
+
+def tensors_alive() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+
+@both_engines
+@each_optimizer
+def test_nothing_is_left_behind_by_ten_thousand_steps(case: Case, foreach: bool) -> None:
+    ours = case.ours([nn.Parameter(torch.ones(2)) for _ in range(2)], foreach=foreach)
+    for p in leaves(ours):
+        p.grad = torch.ones(2)
+    ours.step()
+    tensors, attributes = tensors_alive(), sorted(vars(ours))
+    containers = len(gc.get_objects())
+    for _ in range(10_000):
+        ours.step()
+    assert tensors_alive() == tensors
+    assert sorted(vars(ours)) == attributes
+    # Of other things, fewer than one for a hundred steps.
+    assert len(gc.get_objects()) < containers + 100
+
+
+@both_engines
+@by_name
+def test_the_state_is_as_large_as_torchs(case: Case, foreach: bool) -> None:
+    ours, theirs = case.ours(parameters(), foreach=foreach), case.torchs(parameters())
+    for _ in train(ours, theirs, steps=range(2)):
+        pass
+    assert bytes_of_state(ours) == bytes_of_state(theirs)
+
+
+def bytes_of_state(optimizer: Optimizer) -> int:
+    """With what the storages hold besides: a view into something larger keeps it all alive."""
+    tensors = [t for state in optimizer.state.values() for t in state.values()]
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@each_optimizer
+def test_a_deep_copy_shares_nothing_with_the_original(case: Case) -> None:
+    ours = case.ours(parameters())
+    for _ in train(ours, steps=range(2)):
+        pass
+    kept = [p.detach().clone() for p in leaves(ours)]
+    for _ in train(copy.deepcopy(ours), steps=range(2, 4)):
+        pass
+    assert all(same_bits(p, q) for p, q in zip(leaves(ours), kept, strict=True))
