@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 from . import processes
 
@@ -15,10 +16,10 @@ from . import processes
 def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Processes take seconds to start, so one pair of them runs all scenarios."""
     meeting = Path(tmp_path_factory.mktemp("processes"), "meeting")
-    context = mp.get_context("spawn")
+    context = multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         found = manager.dict()
-        running = mp.start_processes(  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        running = start_processes(
             processes.main,
             args=(f"file://{meeting}", found),
             nprocs=processes.WORLD,

@@ -24,9 +24,11 @@ EXAMPLES = f"""examples:
   {PROGRAM} --scheduler tcp://HOST:8786 --device cpu
 
 The same command goes on with a study that was interrupted. Workers on any number of machines
-share the work of one: start `dask scheduler` on one machine, on each
-`dask worker tcp://HOST:8786 --nworkers CORES --nthreads 1` where `benchmarks` can be imported,
-and this command with --scheduler. Results are written here alone.
+share the work of one. In the folder that holds `benchmarks`, start on one of them
+    PYTHONPATH=. dask scheduler
+and on each
+    PYTHONPATH=. dask worker tcp://HOST:8786 --nworkers CORES --nthreads 1
+and here this command with --scheduler, which alone writes results.
 """
 
 

@@ -2,8 +2,7 @@
 
 Workers train and hand back results; this process alone writes files, so that nothing has to be
 locked. With Dask any number of machines share the work: it deals trials out, and deals them out
-again when a worker is lost. Nothing but this package has to be on those machines, for the digits
-are sent along.
+again when a worker is lost. No digits have to be on those machines: they are sent along.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from itertools import groupby
 from multiprocessing.connection import wait as wait_for_end
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from benchmarks.command import CannotRun
 from benchmarks.study.protocol import Study, missing
 from benchmarks.study.stacked import stackable, train_stack
 from benchmarks.study.store import Store
-from benchmarks.study.trial import OnStep, Split, Trial, train
+from benchmarks.study.trial import PROTOCOL, OnStep, Split, Trial, train
 
 Unit = list[Trial]  # what is trained together
 Results = list[dict[str, Any]]
@@ -163,15 +163,31 @@ def cluster(address: str, data: Split) -> Iterator[Workers]:
     except (OSError, ValueError) as problem:
         raise CannotRun(f"--scheduler {address}: {problem}") from problem
     with client:
+        _check_cluster(client, address)
         count = sum(client.nthreads().values())
-        if not count:
-            raise CannotRun(f"--scheduler {address} has no workers: start some with `dask worker`")
         sent = client.scatter(data, broadcast=True)
         executor = client.get_executor(pure=False)
         try:
             yield Workers(lambda unit: executor.submit(_work_in_cluster, unit, sent), count)
         finally:
             executor.shutdown(wait=False)
+
+
+def _check_cluster(client: Any, address: str) -> None:
+    """Refuse a cluster that cannot train, or would train something else."""
+    where = "benchmarks.study.trial:PROTOCOL"
+    found = client.run(resolve_name, where, on_error="return")
+    if not found:
+        raise CannotRun(f"--scheduler {address} has no workers: start some with `dask worker`")
+    try:
+        found[address] = client.run_on_scheduler(resolve_name, where)
+    except ImportError as problem:
+        found[address] = problem
+    for member, protocol in found.items():
+        if isinstance(protocol, ImportError):
+            raise CannotRun(f"{member} does not know the study: {protocol}; see the end of --help")
+        if protocol != PROTOCOL:
+            raise CannotRun(f"{member} has the study's protocol {protocol}, not {PROTOCOL}")
 
 
 def _work_in_cluster(unit: Unit, data: Split) -> Results:
