@@ -29,7 +29,14 @@ from benchmarks.data import DataError, Digits, default_data_dir, load_digits
 from benchmarks.study.options import PROGRAM, build_parser, default_workers, study_of
 from benchmarks.study.progress import Progress
 from benchmarks.study.protocol import Study
-from benchmarks.study.running import Workers, cluster, processes, run_trials, this_process
+from benchmarks.study.running import (
+    Workers,
+    check_cluster,
+    cluster,
+    processes,
+    run_trials,
+    this_process,
+)
 from benchmarks.study.store import Store
 from benchmarks.study.trial import Split, dataset_of, split
 
@@ -49,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         store.check(study)
         device = pick_device(given["device"])
         data_dir = given["data_dir"] or default_data_dir()
+        if given["scheduler"] is not None:
+            if device.type == "cuda":
+                raise CannotRun("--scheduler trains on its workers' processors: add --device cpu")
+            check_cluster(given["scheduler"])
         with termination_raises():
             study, data = _load(study, store, data_dir, device, console)
             store.check(study)
@@ -106,8 +117,6 @@ def _workers(
     given: Mapping[str, Any], data: Split, device: torch.device
 ) -> Callable[[], AsWorkers]:
     if given["scheduler"] is not None:
-        if device.type == "cuda":
-            raise CannotRun("--scheduler trains on the processors of its workers: add --device cpu")
         return partial(cluster, given["scheduler"], data)
     count = default_workers(device) if given["workers"] is None else given["workers"]
     return partial(processes, count, data) if count else partial(this_process, data)

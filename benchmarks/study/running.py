@@ -153,41 +153,50 @@ def _work(unit: Unit) -> Results:
 @contextmanager
 def cluster(address: str, data: Split) -> Iterator[Workers]:
     """The workers of the Dask scheduler at an address."""
-    try:
-        from distributed import Client  # type: ignore[import-untyped,unused-ignore]
-    except ImportError as problem:
-        raise CannotRun("--scheduler needs Dask: pip install 'dask[distributed]'") from problem
-    make_client: Any = Client  # which is typed in part
-    try:
-        client = make_client(address, timeout=10)
-    except (OSError, ValueError) as problem:
-        raise CannotRun(f"--scheduler {address}: {problem}") from problem
-    with client:
-        _check_cluster(client, address)
-        count = sum(client.nthreads().values())
+    with _client(address) as client:
         sent = client.scatter(data, broadcast=True)
         executor = client.get_executor(pure=False)
         try:
-            yield Workers(lambda unit: executor.submit(_work_in_cluster, unit, sent), count)
+            yield Workers(
+                lambda unit: executor.submit(_work_in_cluster, unit, sent),
+                sum(client.nthreads().values()),
+            )
         finally:
             executor.shutdown(wait=False)
 
 
-def _check_cluster(client: Any, address: str) -> None:
-    """Refuse a cluster that cannot train, or would train something else."""
+def check_cluster(address: str) -> None:
+    """Refuse a cluster that cannot train, or would train something else.
+
+    Raises:
+        CannotRun: it is not there, has no workers, or does not know this version of the study.
+    """
     where = "benchmarks.study.trial:PROTOCOL"
-    found = client.run(resolve_name, where, on_error="return")
-    if not found:
-        raise CannotRun(f"--scheduler {address} has no workers: start some with `dask worker`")
-    try:
-        found[address] = client.run_on_scheduler(resolve_name, where)
-    except ImportError as problem:
-        found[address] = problem
+    with _client(address) as client:
+        found = client.run(resolve_name, where, on_error="return")
+        if not found:
+            raise CannotRun(f"--scheduler {address} has no workers: start some with `dask worker`")
+        try:
+            found[address] = client.run_on_scheduler(resolve_name, where)
+        except ImportError as problem:
+            found[address] = problem
     for member, protocol in found.items():
         if isinstance(protocol, ImportError):
             raise CannotRun(f"{member} does not know the study: {protocol}; see the end of --help")
         if protocol != PROTOCOL:
             raise CannotRun(f"{member} has the study's protocol {protocol}, not {PROTOCOL}")
+
+
+def _client(address: str) -> Any:
+    try:
+        from distributed import Client
+    except ImportError as problem:
+        raise CannotRun("--scheduler needs Dask: pip install 'dask[distributed]'") from problem
+    make: Any = Client  # which is typed in part
+    try:
+        return make(address, timeout=10)
+    except (OSError, ValueError) as problem:
+        raise CannotRun(f"--scheduler {address}: {problem}") from problem
 
 
 def _work_in_cluster(unit: Unit, data: Split) -> Results:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
-from benchmarks.nets import build_net, weights_by_layer
+from benchmarks.nets import weights_by_layer
 from benchmarks.optimizers import CONTENDERS
 from benchmarks.study.trial import (
     FINAL,
@@ -25,9 +25,10 @@ from benchmarks.study.trial import (
     Settings,
     Split,
     Trial,
+    initial_net,
     is_look,
     schedule,
-)  # fmt: skip
+)
 from benchmarks.training import shuffled
 from torch_scratch_optim import ScratchOptimizer
 from torch_scratch_optim.engines import Engine, Table, block_size, functional, rows_of
@@ -55,7 +56,7 @@ def train_stack(
     if len(set(map(stackable, trials))) != 1:
         raise ValueError("only trials that differ in hyper-parameters alone can be stacked")
     first, settings, device = trials[0], trials[0].settings, data.images.device
-    net = build_net(settings.net, settings.depth, settings.width, settings.seed).to(device)
+    net = initial_net(settings).to(device)
     stacks, _ = stack_module_state([net] * len(trials))
     forward = vmap(lambda one, images: functional_call(net, one, (images,)), in_dims=(0, None))
     optimizer = stacked_optimizer(stacks.values(), [trial.settings for trial in trials])

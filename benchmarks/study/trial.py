@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
@@ -28,6 +29,9 @@ TRACKS = ("lr", "all")
 SCHEDULES = ("constant", "cosine", "step")
 TARGETS = (0.97, 0.98)  # of validation accuracy
 LOOKS = {SEARCH: 1, FINAL: 4}  # evaluations in an epoch; the clock stands still meanwhile
+
+# Initial weights come from torch's global generator, which the threads of a worker share.
+_ONE_AT_A_TIME = threading.Lock()
 
 OnStep = Callable[[], None]  # is called after each step, and may raise to end the training
 
@@ -215,8 +219,7 @@ class Stopwatch:
 def train(trial: Trial, data: Split, on_step: OnStep = lambda: None) -> dict[str, Any]:
     """Train one net by itself; returns the `result` of a trial's file."""
     settings = trial.settings
-    net = build_net(settings.net, settings.depth, settings.width, settings.seed)
-    net.to(data.images.device)
+    net = initial_net(settings).to(data.images.device)
     optimizer = CONTENDERS[settings.optimizer].scratch(net.parameters(), **settings.keywords())
     scheduler = schedule(optimizer, settings)
     seen = Observations(trial)
@@ -260,6 +263,11 @@ def train(trial: Trial, data: Split, on_step: OnStep = lambda: None) -> dict[str
         if seen.diverged_at_step is not None:
             break
     return seen.result(watch.seconds, evaluate(net, data.images, data.labels))
+
+
+def initial_net(settings: Settings) -> nn.Sequential:
+    with _ONE_AT_A_TIME:
+        return build_net(settings.net, settings.depth, settings.width, settings.seed)
 
 
 def is_look(trial: Trial, number: int) -> bool:
