@@ -67,6 +67,10 @@ def _lead(parser: Parser, given: dict[str, Any]) -> int:
     console = Console()
     try:
         out, job = _resumed_job(given) if given.pop("resume") else _new_job(given)
+        if (batch := job["settings"]["batch_size"]) % processes.count():
+            raise CannotRun(
+                f"--batch-size {batch} cannot be shared out evenly to {processes.count()} processes"
+            )
         check_writable(out)
         device = pick_device(job["settings"]["device"])
         job["settings"]["device"] = device.type
