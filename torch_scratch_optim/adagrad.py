@@ -51,14 +51,14 @@ class ScratchAdaGrad(ScratchOptimizer):
         differentiable: let gradients flow through :meth:`step`; slow.
         fused: True compiles the rule, which takes seconds at the first step, and is fastest after
             that; needs a C++ compiler. Equal up to rounding.
-        capturable: let a CUDA graph capture :meth:`step`: step counts and tensor learning rates
-            stay on the device, nothing is read on the host and nothing is compiled, `fused` or not.
-            The first step, which makes the state, must have run. On a CPU :meth:`step` refuses it.
+        capturable: let a CUDA graph capture :meth:`step`: step counts are on the device, nothing is
+            read on the host and nothing is compiled, `fused` or not. The first step, which makes
+            the state, must have run. A learning rate that is to change must be a tensor on the
+            device. Without `fused`, :meth:`step` refuses it on a CPU, as torch's does.
             torch.optim has no such argument here.
 
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range.
-        NotImplementedError: for ``capturable=True`` together with ``fused=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
     **Paper.** Duchi, Hazan and Singer, *Adaptive subgradient methods for online learning and

@@ -60,9 +60,10 @@ class ScratchAdam(ScratchOptimizer):
         amsgrad: divide by the largest v so far instead of the present one.
         foreach: False moves one tensor per operation; True and None move many. Same result.
         maximize: ascend instead of descend.
-        capturable: let a CUDA graph capture :meth:`step`: step counts and tensor learning rates
-            stay on the device, nothing is read on the host and nothing is compiled, `fused` or not.
-            The first step, which makes the state, must have run. On a CPU :meth:`step` refuses it.
+        capturable: let a CUDA graph capture :meth:`step`: step counts are on the device, nothing is
+            read on the host and nothing is compiled, `fused` or not. The first step, which makes
+            the state, must have run. A learning rate that is to change must be a tensor on the
+            device. Without `fused`, :meth:`step` refuses it on a CPU, as torch's does.
         differentiable: let gradients flow through :meth:`step`; slow.
         fused: True compiles the rule, which takes seconds at the first step, and is fastest after
             that; needs a C++ compiler. Equal up to rounding.

@@ -85,10 +85,15 @@ def tensorial(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) 
     rows = list(rows_of(table))
     for i, row in enumerate(rows):
         own = {
-            name: value.expand(len(rows))[i] if isinstance(value, Tensor) else value
+            name: _of_row(value, i, row["p"], len(rows)) if isinstance(value, Tensor) else value
             for name, value in scalars.items()
         }
         functional(rule, row, own)
+
+
+def _of_row(value: Tensor, i: int, p: Tensor, rows: int) -> Tensor:
+    own = value.expand(rows)[i]
+    return own if value.is_cpu else own.to(p.device)  # numbers of the host go along everywhere
 
 
 def functional(rule: Callable[..., None], row: Row, scalars: dict[str, Any]) -> None:

@@ -25,6 +25,8 @@ def check_devices(group: dict[str, Any], params: list[Tensor], state: Mapping[An
     """Refuse, in torch's words, capturable parameters or step counts that a graph cannot hold."""
     if any(p.grad is not None and p.grad.is_sparse for p in params):
         raise RuntimeError("capturable=True does not support sparse gradients")
+    if is_capturing() and any(isinstance(v, Tensor) and v.is_cpu for v in group.values()):
+        raise RuntimeError("a CUDA graph would freeze options that are tensors on the CPU")
     if group.get("fused") or torch.compiler.is_compiling():
         return  # torch's fused steps take any device, and a compiler sees to that itself
     devices = torchs._get_capturable_supported_devices()
@@ -45,7 +47,7 @@ def count_on_device(steps: list[Tensor]) -> Tensor:
     """Count one more step, and say how many that makes, one number for each parameter."""
     torch._foreach_add_(steps, 1)
     # In double precision, as Python counts, or 1 − β₂ᵗ would have few digits.
-    return torch.stack(steps).double()
+    return torch.stack([step.to(steps[0].device) for step in steps]).double()
 
 
 def shards(table: Table) -> Table:

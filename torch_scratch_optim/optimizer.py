@@ -259,7 +259,8 @@ def _refuse_contradictions(options: Group) -> None:
     if options.get("fused") and options.get("foreach"):
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
     # With a GPU it depends on where the parameters are, and the first step tells.
-    if options.get("fused") and not torch.cuda.is_available():
+    compiles = options.get("fused") and not options.get("capturable")
+    if compiles and not torch.cuda.is_available():
         fused.require_compiler()
 
 

@@ -141,10 +141,9 @@ def _run(
 ) -> None:
     with bars(console) as shown:
         progress = Progress(study, store.trials(), shown)
-        if not progress.left():
-            return
-        with workers() as some:
-            run_trials(study, store, some, stack, progress.kept)
+        if progress.left():
+            with workers() as some:
+                run_trials(study, store, some, stack, progress.kept)
     store.keep_winners(study, store.trials())
 
 

@@ -15,11 +15,11 @@ from typing import Any
 from benchmarks.nets import ACTIVATIONS, CLASSES, describe
 from benchmarks.optimizers import CONTENDERS
 from benchmarks.study.statistics import corrected, difference, interval, least_p
+from benchmarks.study.trial import FINAL, SEARCH
 
 Trial = dict[str, Any]
 Facts = dict[str, Any]
 
-SEARCH, FINAL = "search", "final"
 TARGETS = ("0.97", "0.98")
 CLOCKS = ("step", "epoch", "seconds")
 CHANCE = 1 / CLASSES
@@ -197,20 +197,20 @@ def _sensitivity(optimizer: str, trials: list[Trial]) -> Facts:
             "lr": runs[0]["settings"]["lr"],
             "options": runs[0]["settings"]["options"],
             "accuracy": statistics.fmean(_accuracies(runs)),
+            "loss": statistics.fmean(_losses(runs)),
             "diverged": _share(run["result"]["diverged"] for run in runs),
         }
         for runs in _by_setting(trials)
     ]
-    best = max(points, key=lambda point: (point["accuracy"], -point["lr"]))
+    # As the protocol chooses: the highest accuracy, of equal ones the lowest loss.
+    best = max(points, key=lambda point: (point["accuracy"], -point["loss"]))
     rates = [point["lr"] for point in points]
-    edges = min(rates), max(rates)
-    inside = [point["accuracy"] for point in points if point["lr"] not in edges]
     return {
         "optimizer": optimizer,
         "title": CONTENDERS[optimizer].title,
         "points": points,
         "best": best,
-        "at_edge": best["accuracy"] > max(inside, default=-math.inf),
+        "at_edge": best["lr"] in (min(rates), max(rates)),
         "close": _close(points, best["accuracy"]),
         "diverged": statistics.fmean(point["diverged"] for point in points),
     }
@@ -219,6 +219,11 @@ def _sensitivity(optimizer: str, trials: list[Trial]) -> Facts:
 def _close(points: list[Facts], best: float) -> float:
     # Accuracies are shares of whole images, but floats: a hair must not decide.
     return _share(point["accuracy"] >= best - CLOSE - 1e-9 for point in points)
+
+
+def _losses(runs: list[Trial]) -> list[float]:
+    losses = [value(run, "validation_loss") for run in runs]
+    return [math.inf if one is None else one for one in losses]
 
 
 def _accuracies(runs: list[Trial]) -> list[float]:
@@ -254,7 +259,7 @@ def curves(runs: list[Trial]) -> Facts:
 
 
 def gradient_flow(runs: list[Trial]) -> Facts:
-    """The norm of each layer's gradient at the first step and at the end: medians over runs."""
+    """The norm of each layer's gradient when first looked at and at the end: medians over runs."""
     norms = [run["result"]["gradient_norms"] for run in runs]
     layers = [name for name in norms[0] if name != "step"]
 
@@ -268,6 +273,7 @@ def gradient_flow(runs: list[Trial]) -> Facts:
 
     return {
         "layers": layers,
+        "first_step": min((run["step"][0] for run in norms if run.get("step")), default=None),
         "start": over_runs(lambda values: values[0]),
         "end": over_runs(lambda values: statistics.median(values[-LAST:])),
     }

@@ -63,7 +63,9 @@ def run_trials(
                 flying[workers.submit(unit)] = unit
             if not flying:
                 return known
-            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+            done = wait(flying, return_when=FIRST_COMPLETED).done
+            # Those that failed come last: what the others found is kept first.
+            for future in sorted(done, key=lambda one: one.exception() is not None):
                 for trial, result in zip(flying.pop(future), future.result(), strict=True):
                     known[trial.key] = store.keep(trial, result)
                     on_kept(trial, known[trial.key])

@@ -213,23 +213,23 @@ def time_to(target: str) -> Draw:
 
 
 def gradient_flow(arena: Facts) -> Figure:
-    """The norm of the gradient in each layer, at the first step and at the end of the training."""
+    """The norm of the gradient in each layer, early in the training and at its end."""
     figure, axes = panel("Gradient of each layer's weights", "layer", "norm of the gradient")
-    start: list[float] = []
+    best = arena["ranking"][0]["gradient_flow"]
+    start = [math.nan if one is None else one for one in best["start"]]
     for entry, width in zip(arena["ranking"], _widths(arena["ranking"]), strict=True):
         flow = entry["gradient_flow"]
         places = range(len(flow["layers"]))
-        start = start or [math.nan if one is None else one for one in flow["start"]]
         end = [math.nan if one is None else one for one in flow["end"]]
         lines = axes.plot(places, end, lw=width, ms=6, **look(entry["optimizer"]))
         belongs(lines, entry["optimizer"], f"{entry['title']}, at the end of the training")
-    axes.plot(range(len(start)), start, color=INK, lw=2, ls=(0, (3, 2)), marker=".", ms=8)
-    names = arena["ranking"][0]["gradient_flow"]["layers"]
+    dashes: dict[str, Any] = {"color": INK, "lw": 2, "ls": (0, (3, 2)), "marker": ".", "ms": 8}
+    axes.plot(range(len(start)), start, **dashes)
+    names = best["layers"]
     axes.set_xticks(range(len(names)), [name.removeprefix("layer_") for name in names])
     plain_log(axes)
-    legend(axes, _optimizers(arena["ranking"]), [
-        Line2D([], [], color=INK, lw=2, ls=(0, (3, 2)), marker=".", ms=8, label="first step"),
-    ])  # fmt: skip
+    early = Line2D([], [], label=f"step {best['first_step']}", **dashes)
+    legend(axes, _optimizers(arena["ranking"]), [early])
     return figure
 
 

@@ -110,6 +110,6 @@ _TARGETS = (
     "and the higher, the better; the dashes are the end of the training."
 )
 _FLOW = (
-    "Dashes: at the first step, where all optimizers meet the same gradient. Colours: at the end "
-    "of the training, the median of the last samples and of the seeds."
+    "Dashes: early in the training of the best optimizer, at the step that the legend names. "
+    "Colours: at the end of the training, the median of the last samples and of the seeds."
 )
