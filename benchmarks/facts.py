@@ -14,8 +14,8 @@ import torch
 from benchmarks.equivalence_report import EXPLANATION as ULPS
 from benchmarks.equivalence_report import verdict, worst_table
 from benchmarks.optimizers import CONTENDERS
-from benchmarks.readme import RESULTS, mnist_table, provenance
-from benchmarks.record import read_json
+from benchmarks.readme import RESULTS, mnist_table
+from benchmarks.record import provenance, read_json
 from benchmarks.report import markdown
 from benchmarks.step_report import EXPLANATION, ratio_table
 from torch_scratch_optim import ScratchOptimizer

@@ -6,6 +6,7 @@ python -m benchmarks.mnist --help
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from benchmarks import processes
 from benchmarks.command import (
     RUNS,
     CannotRun,
+    Parser,
     bars,
     check_writable,
     exit_status,
@@ -46,6 +49,21 @@ SHOWN_EVERY = 20  # steps between two updates of the progress bars
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     given = vars(parser.parse_args(arguments))
+    with processes.together():
+        return _lead(parser, given) if processes.rank() == 0 else _follow()
+
+
+def _follow() -> int:
+    """Train along with the first process, which reports; what this one would report is dropped."""
+    with termination_raises(), tempfile.TemporaryDirectory() as dropped:
+        job, missing = processes.told_by_the_first()
+        digits = _load(job, pick_device(job["settings"]["device"]), Console(quiet=True))
+        for plan in missing:
+            train_pair(plan, digits, Path(dropped))
+    return 0
+
+
+def _lead(parser: Parser, given: dict[str, Any]) -> int:
     console = Console()
     try:
         out, job = _resumed_job(given) if given.pop("resume") else _new_job(given)
@@ -157,6 +175,9 @@ def _train_all(out: Path, job: dict[str, Any], digits: Digits, console: Console)
     missing = [plan for plan in plans if not _is_done(out, plan)]
     if len(missing) < len(plans):
         say(console, f"{len(plans) - len(missing)} of {len(plans)} pairs were finished before")
+    if processes.count() > 1:
+        say(console, f"{processes.count()} processes train, each on its part of every batch")
+        processes.told_by_the_first((job, missing))
     pairs = write_report(out)
     images = len(digits.train_labels)
     with bars(console) as shown:

@@ -16,6 +16,8 @@ import torch
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from benchmarks import processes
+
 RUN_FILE = "run.json"
 
 
@@ -75,6 +77,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "processes": processes.count(),
         "device": torch.cuda.get_device_name(device) if on_gpu else device.type,
     }
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import processes
 from benchmarks.data import Digits
 from benchmarks.drawn import seeded_generator
 from benchmarks.nets import build_net
@@ -54,7 +55,8 @@ def train_pair(
 
 
 def _trainee(plan: Plan, implementation: str, digits: Digits, out: Path) -> Trainee:
-    net = build_net(plan.net, plan.depth, plan.width, plan.seed).to(digits.train_images.device)
+    built = build_net(plan.net, plan.depth, plan.width, plan.seed).to(digits.train_images.device)
+    net = processes.data_parallel(built)
     contender = CONTENDERS[plan.optimizer]
     if implementation == SCRATCH:
         optimizer = contender.make_scratch(net.parameters(), plan.lr, plan.foreach)
@@ -82,7 +84,8 @@ def _train_epoch(
     steps = plan.steps_per_epoch(len(digits.train_labels))
     tested_every = math.ceil(steps / TESTS_PER_EPOCH)
     for number, indices in enumerate(batches(plan, epoch, digits.train_labels), start=1):
-        images, labels = digits.train_images[indices], digits.train_labels[indices]
+        mine = processes.my_part(indices)
+        images, labels = digits.train_images[mine], digits.train_labels[mine]
         for trainee in trainees:
             trainee.step(done, images, labels, timed=done % timed_every == 0)
         done += 1

@@ -24,6 +24,11 @@ PAIRS: dict[str, tuple[type[ScratchOptimizer], type[Optimizer], dict[str, Any]]]
     "AdamW": (scratch.ScratchAdamW, torch.optim.AdamW, {}),
 }
 
+# Where our signatures go beyond torch's: the one list of them.
+SUPERSETS: dict[str, dict[str, Any]] = {"RMSProp": {"fused": None}} | {
+    name: {"capturable": False} for name in ("SGD", "Momentum", "AdaGrad")
+}
+
 
 @dataclass(frozen=True)
 class Case:

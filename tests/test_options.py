@@ -12,12 +12,10 @@ from torch import nn
 
 import torch_scratch_optim as scratch
 
-from .cases import CASES, PAIRS, Case, assert_equal_state, leaves, parameters, train
+from .cases import CASES, PAIRS, SUPERSETS, Case, assert_equal_state, leaves, parameters, train
 
 each_optimizer = pytest.mark.parametrize("case", [Case(n) for n in PAIRS], ids=str)
 
-# Where our signatures go beyond torch's: the one list of them.
-SUPERSETS = {"RMSProp": {"fused": None}}
 # Where a default differs: ScratchMomentum is SGD with momentum.
 OWN_DEFAULTS = {"Momentum": {"momentum": 0.9}}
 
@@ -126,14 +124,11 @@ def test_bad_parameters_are_refused_in_torchs_words(case: Case, wrong: str) -> N
 
 
 @each_optimizer
-def test_what_is_not_there_yet_is_refused_at_once(case: Case) -> None:
-    known = "capturable" in inspect.signature(PAIRS[case.optimizer][0]).parameters
-    complaint = "capturable=True is not supported yet" if known else "unexpected keyword argument"
-    with pytest.raises(NotImplementedError if known else TypeError, match=complaint):
-        case.ours(parameters(), capturable=True)
+def test_a_group_of_contradictory_options_is_refused_at_once(case: Case) -> None:
     ours = case.ours(parameters())
-    with pytest.raises(NotImplementedError, match="capturable=True is not supported yet"):
-        ours.add_param_group({"params": [nn.Parameter(torch.ones(2))], "capturable": True})
+    wrong = {"params": [nn.Parameter(torch.ones(2))], "fused": True, "differentiable": True}
+    with pytest.raises(RuntimeError, match="`fused` does not support `differentiable`"):
+        ours.add_param_group(wrong)
     assert len(ours.param_groups) == 1
 
 

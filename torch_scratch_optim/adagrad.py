@@ -51,9 +51,14 @@ class ScratchAdaGrad(ScratchOptimizer):
         differentiable: let gradients flow through :meth:`step`; slow.
         fused: True compiles the rule, which takes seconds at the first step, and is fastest after
             that; needs a C++ compiler. Equal up to rounding.
+        capturable: let a CUDA graph capture :meth:`step`: step counts and tensor learning rates
+            stay on the device, nothing is read on the host and nothing is compiled, `fused` or not.
+            The first step, which makes the state, must have run. On a CPU :meth:`step` refuses it.
+            torch.optim has no such argument here.
 
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range.
+        NotImplementedError: for ``capturable=True`` together with ``fused=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
     **Paper.** Duchi, Hazan and Singer, *Adaptive subgradient methods for online learning and
@@ -80,6 +85,7 @@ class ScratchAdaGrad(ScratchOptimizer):
         maximize: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         check_options(
             lr=lr,
@@ -98,6 +104,7 @@ class ScratchAdaGrad(ScratchOptimizer):
             "maximize": maximize,
             "differentiable": differentiable,
             "fused": fused,
+            "capturable": capturable,
         }
         super().__init__(params, defaults)
         for group in self.param_groups:

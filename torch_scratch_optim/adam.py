@@ -60,7 +60,9 @@ class ScratchAdam(ScratchOptimizer):
         amsgrad: divide by the largest v so far instead of the present one.
         foreach: False moves one tensor per operation; True and None move many. Same result.
         maximize: ascend instead of descend.
-        capturable: not supported yet.
+        capturable: let a CUDA graph capture :meth:`step`: step counts and tensor learning rates
+            stay on the device, nothing is read on the host and nothing is compiled, `fused` or not.
+            The first step, which makes the state, must have run. On a CPU :meth:`step` refuses it.
         differentiable: let gradients flow through :meth:`step`; slow.
         fused: True compiles the rule, which takes seconds at the first step, and is fastest after
             that; needs a C++ compiler. Equal up to rounding.
@@ -69,7 +71,6 @@ class ScratchAdam(ScratchOptimizer):
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range, or for a tensor `lr`
             or tensor `betas` together with ``foreach=True``.
-        NotImplementedError: for ``capturable=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
     **Papers.** Kingma and Ba, *Adam: a method for stochastic optimization* (2015); Reddi, Kale and

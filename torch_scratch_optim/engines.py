@@ -93,8 +93,9 @@ def tensorial(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) 
 
 def functional(rule: Callable[..., None], row: Row, scalars: dict[str, Any]) -> None:
     """Run the rule without writing anything, and then write the results."""
-    # On copies: a backward pass may need what was there before.
-    carriers = {letter: Functional(tensor.clone()) for letter, tensor in row.items()}
+    # Derivatives need copies: a backward pass asks for what was there before.
+    keep = torch.is_grad_enabled()
+    carriers = {k: Functional(tensor.clone() if keep else tensor) for k, tensor in row.items()}
     rule(**carriers, **scalars)
     for letter, tensor in row.items():
         if letter != "g":

@@ -10,15 +10,18 @@ from typing import Any, ClassVar, overload
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim.optimizer import ParamsT, _get_capturable_supported_devices
+from torch.optim.optimizer import ParamsT
 
 from . import engines, fused
 from .carriers import Carrier
 from .engines import Engine, Table
+from .on_device import check_devices, count_on_device, is_capturing, shards, stays_on_device
 
 Group = dict[str, Any]
 
 _ONE = torch.tensor(1.0, device="cpu")  # to add the number 1 would make such a tensor each time
+
+_ORDINARY = {Tensor, Parameter}  # neither shards nor other subclasses
 
 # What torch assumes for an option that an old checkpoint does not know.
 _BEFORE_IT_WAS_AN_OPTION: Group = {
@@ -66,7 +69,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
     Raises:
         TypeError, ValueError: in torch's words, for an empty parameter list, a non-leaf tensor and
             the like.
-        NotImplementedError: for ``capturable=True``.
+        RuntimeError: in torch's words, for options that contradict each other.
     """
 
     rule: ClassVar[Callable[..., None]]
@@ -78,7 +81,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
     splits_complex: ClassVar[bool] = True
 
     def __init__(self, params: ParamsT, defaults: Group) -> None:
-        _refuse_unsupported(defaults)
+        _refuse_contradictions(defaults)
         super().__init__(params, defaults)
 
     def columns(self, group: Group) -> dict[str, str]:
@@ -120,6 +123,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
             RuntimeError: a gradient is sparse, which the optimizer does not support; or a CUDA
                 graph is being captured, in which the step count, a number on the host, would be
                 frozen. No parameter and no state has changed.
+            AssertionError: in torch's words, for capturable parameters on a CPU.
         """
         loss = None
         if closure is not None:
@@ -131,7 +135,13 @@ class ScratchOptimizer(torch.optim.Optimizer):
         work: list[tuple[Group, list[Tensor], Engine]] = []
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            _check_capture(group, params, self.counts_steps, type(self).__name__)
+            if group.get("capturable"):
+                check_devices(group, params, self.state)
+            elif self.counts_steps and is_capturing():
+                raise RuntimeError(
+                    "Attempting CUDA graph capture of step() for an instance of "
+                    f"{type(self).__name__} but param_groups' capturable is False."
+                )
             # Before any state is made: a first step that fails must remain a first step.
             if sparse := [p for p in params if p.grad.is_sparse]:
                 work.append((group, sparse, self.sparse_engine(group)))
@@ -145,13 +155,13 @@ class ScratchOptimizer(torch.optim.Optimizer):
 
     def engine(self, group: Group, params: list[Tensor]) -> Engine:
         """The engine that a group's options ask for; by default foreach, for ordinary tensors."""
-        if group.get("differentiable") or _stays_on_device(group):
+        if group.get("differentiable") or stays_on_device(group):
             return engines.tensorial
         if group.get("fused"):
             return partial(fused.fused, grad_scale=getattr(self, "grad_scale", None))
         choice = group.get("foreach")
         if choice is None:
-            choice = set(map(type, params)) <= {Tensor, Parameter}
+            choice = _ORDINARY.issuperset(map(type, params))
         return engines.foreach if choice else engines.loop
 
     def sparse_engine(self, group: Group) -> Engine:
@@ -173,59 +183,59 @@ class ScratchOptimizer(torch.optim.Optimizer):
             states = [self.state[p] for p in params]
             one_of_them = next(iter(columns.values()))
             young = [state.get(one_of_them) is None for state in states]
-            if any(young) and _is_capturing():
+            if any(young) and is_capturing():
                 raise RuntimeError(
-                    "step() makes state and cannot be captured before it has run once"
+                    "step() makes state: it cannot be captured before it has run once"
                 )
             for p, state in compress(zip(params, states, strict=True), young):
                 if state.get(one_of_them) is None:  # a parameter may be listed twice
                     state.update(self.new_state(p, group))
             table |= {letter: [s[name] for s in states] for letter, name in columns.items()}
             if self.counts_steps and params:
-                count = _count_on_device if _stays_on_device(group) else _count
+                count = count_on_device if stays_on_device(group) else _count
                 counts = count([state["step"] for state in states])
             elif any(young):
                 counts = [1.0 if is_young else 2.0 for is_young in young]
         scale: Tensor | None = getattr(self, "grad_scale", None)
-        if scale is not None and (_stays_on_device(group) or any(g.is_sparse for g in table["g"])):
-            # The fused engine does this itself, but these have another.
+        if scale is not None and any(g.is_sparse for g in table["g"]):
+            # The fused engine does this itself; sparse gradients have another engine.
             table["g"] = [g * (1 / scale.item()) for g in table["g"]]
+        if not _ORDINARY.issuperset(map(type, params)):
+            table = shards(table)
         if (self.splits_complex or group.get("fused")) and any(map(torch.is_complex, params)):
             table["g"] = [g.resolve_conj() for g in table["g"]]
             table = {letter: list(map(_as_real, column)) for letter, column in table.items()}
-        if any(map(_is_sharded, params)):
-            table = _shards(table)
         return ((counts, table),) if isinstance(counts, Tensor) else _by_step(table, counts)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Tells GradScaler to leave the gradients to :meth:`step`, `found_inf` and `grad_scale`."""
-        return all(group.get("fused") for group in self.param_groups)
+        return all(g.get("fused") and not g.get("capturable") for g in self.param_groups)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters, with options of its own if it has any.
 
         Raises:
-            NotImplementedError: the group asks for an option that is not there yet.
+            RuntimeError: in torch's words, for options that contradict each other.
         """
         if isinstance(param_group, dict):
-            _refuse_unsupported(param_group)
+            _refuse_contradictions(param_group)
         super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Both unpickling and load_state_dict come through here; refuse before anything is replaced.
         for group in state["param_groups"]:
-            _refuse_unsupported(group)
+            _refuse_contradictions(group)
         super().__setstate__(state)
         for group in self.param_groups:
             for option in self.defaults.keys() & _BEFORE_IT_WAS_AN_OPTION.keys():
                 group.setdefault(option, _BEFORE_IT_WAS_AN_OPTION[option])
-        for group, p in ((group, p) for group in self.param_groups for p in group["params"]):
-            p_state = self.state.get(p, {})
-            if (step := p_state.get("step")) is not None and not isinstance(step, Tensor):
-                p_state["step"] = _step_count(float(step), p, group)
-            elif step is not None:  # torch moves those of fused groups to the device
-                p_state["step"] = step.to(_home_of_step(p, group))
+            for p in group["params"]:
+                step = self.state[p].get("step") if p in self.state else None
+                if isinstance(step, Tensor):  # torch moves those of fused groups to the device
+                    self.state[p]["step"] = step.to(_home_of_step(p, group))
+                elif step is not None:
+                    self.state[p]["step"] = _step_count(float(step), p, group)
 
 
 def check_options(**options: float | Tensor) -> None:
@@ -242,60 +252,15 @@ def check_options(**options: float | Tensor) -> None:
             raise ValueError(f"Invalid {in_words.get(name, f'{name} value')}: {value}")
 
 
-def _refuse_unsupported(options: Group) -> None:
-    """Refuse options that contradict each other, in torch's words, and those not there yet."""
+def _refuse_contradictions(options: Group) -> None:
+    """Refuse, in torch's words, options that contradict each other."""
     if options.get("fused") and options.get("differentiable"):
         raise RuntimeError("`fused` does not support `differentiable`")
     if options.get("fused") and options.get("foreach"):
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-    if options.get("fused") and options.get("capturable"):
-        raise NotImplementedError("`fused` does not support `capturable` yet; `foreach` does")
     # With a GPU it depends on where the parameters are, and the first step tells.
     if options.get("fused") and not torch.cuda.is_available():
         fused.require_compiler()
-
-
-def _stays_on_device(group: Group) -> bool:
-    """Whether no number may be read on the host: for a CUDA graph, or in a trace."""
-    return bool(group.get("capturable")) or torch.compiler.is_compiling()
-
-
-def _check_capture(group: Group, params: list[Tensor], counts_steps: bool, name: str) -> None:
-    """Refuse, in torch's words, a capture that would not be right."""
-    if torch.compiler.is_compiling():
-        return  # who compiles also captures
-    devices = _get_capturable_supported_devices()
-    if group.get("capturable") and not all(p.device.type in devices for p in params):
-        raise AssertionError(
-            f"If capturable=True, params and state_steps must be on supported devices: {devices}."
-        )
-    if counts_steps and not group.get("capturable") and _is_capturing():
-        raise RuntimeError(
-            f"Attempting CUDA graph capture of step() for an instance of {name} "
-            "but param_groups' capturable is False."
-        )
-
-
-def _is_capturing() -> bool:
-    # Asked of an uninitialised CUDA, torch would try to start it.
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-
-
-def _is_sharded(tensor: Tensor) -> bool:
-    """Whether this is a DTensor, of which each process holds a part."""
-    return hasattr(tensor, "placements")
-
-
-def _shards(table: Table) -> Table:
-    """This process's parts of tensors, cut as the parameter is."""
-    return {
-        letter: [_shard(t, p) for t, p in zip(column, table["p"], strict=True)]
-        for letter, column in table.items()
-    }
-
-
-def _shard(tensor: Any, p: Any) -> Any:
-    return tensor.redistribute(placements=p.placements).to_local() if _is_sharded(p) else tensor
 
 
 def _count(steps: list[Tensor]) -> list[float]:
@@ -313,13 +278,6 @@ def _count(steps: list[Tensor]) -> list[float]:
         return [step.add_(1).item() for step in steps]
     torch._foreach_add_(steps, [_ONE] * len(steps))
     return list(map(Tensor.item, steps))
-
-
-def _count_on_device(steps: list[Tensor]) -> Tensor:
-    """Count one more step, and say how many that makes, one number for each parameter."""
-    torch._foreach_add_(steps, 1)
-    # In double precision, as Python counts, or 1 − β₂ᵗ would have few digits.
-    return torch.stack(steps).double()
 
 
 def _by_step(table: Table, counts: list[float]) -> Iterable[tuple[float, Table]]:

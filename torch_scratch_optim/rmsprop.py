@@ -62,7 +62,9 @@ class ScratchRMSProp(ScratchOptimizer):
         weight_decay: λ ≥ 0, an L2 penalty λ‖θ‖²/2 added to the loss. Default 0.
         momentum: μ ≥ 0. Default 0, which keeps no buffer.
         centered: divide by the standard deviation of the gradient, not by its root mean square.
-        capturable: not supported yet.
+        capturable: let a CUDA graph capture :meth:`step`: step counts and tensor learning rates
+            stay on the device, nothing is read on the host and nothing is compiled, `fused` or not.
+            The first step, which makes the state, must have run. On a CPU :meth:`step` refuses it.
         foreach: False moves one tensor per operation; True and None move many. Same result.
         maximize: ascend instead of descend.
         differentiable: let gradients flow through :meth:`step`; slow.
@@ -72,7 +74,6 @@ class ScratchRMSProp(ScratchOptimizer):
 
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range.
-        NotImplementedError: for ``capturable=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
     **Sources.** Tieleman and Hinton, *Lecture 6.5: rmsprop* (Coursera, 2012), for the method;

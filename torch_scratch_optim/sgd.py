@@ -59,9 +59,14 @@ class ScratchSGD(ScratchOptimizer):
         differentiable: let gradients flow through :meth:`step`; slow.
         fused: True compiles the rule, which takes seconds at the first step, and is fastest after
             that; needs a C++ compiler. Equal up to rounding.
+        capturable: let a CUDA graph capture :meth:`step`: step counts and tensor learning rates
+            stay on the device, nothing is read on the host and nothing is compiled, `fused` or not.
+            The first step, which makes the state, must have run. On a CPU :meth:`step` refuses it.
+            torch.optim has no such argument here.
 
     Raises:
         ValueError: in torch's words, for a hyper-parameter out of its range.
+        NotImplementedError: for ``capturable=True`` together with ``fused=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
     **Papers.** Robbins and Monro, *A stochastic approximation method* (1951), for SGD; Polyak,
@@ -92,6 +97,7 @@ class ScratchSGD(ScratchOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         check_options(lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and (momentum <= 0 or dampening != 0):
@@ -106,6 +112,7 @@ class ScratchSGD(ScratchOptimizer):
             "foreach": foreach,
             "differentiable": differentiable,
             "fused": fused,
+            "capturable": capturable,
         }
         super().__init__(params, defaults)
 
@@ -151,6 +158,7 @@ class ScratchMomentum(ScratchSGD):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -163,4 +171,5 @@ class ScratchMomentum(ScratchSGD):
             foreach=foreach,
             differentiable=differentiable,
             fused=fused,
+            capturable=capturable,
         )

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FLOORS = [
     {"command", "data", "drawn", "landscapes", "lookalikes", "memory", "nets", "optimizers",
-     "options", "option_cases", "record", "shapes"},
+     "options", "option_cases", "processes", "record", "shapes"},
     {"trainee", "training", "report", "pictures", "entrants", "stopwatch", "step_report", "atlas",
      "equivalence_report"},
     {"mnist", "mnist_options", "step_time", "equivalence", "gradient_release", "readme", "facts"},

@@ -146,14 +146,14 @@ ADAM = Case(
             "epoch of the lowest test loss",
             17,
             within(10, "the curve is flat"),
-            "From epoch to epoch the test loss jumps by up to 0.03, as much as it rises from the "
-            "fifth epoch to the fortieth: where it is lowest is chance.",
+            "From epoch to epoch the test loss jumps by up to 0.05, more than it rises from the "
+            "fifth epoch to the eightieth: where it is lowest is chance.",
         ),
         "last_test": Figure("test loss after 100 epochs", 0.2019, within(0.06, "one seed")),
         "last_train": Figure(
             "training loss after 100 epochs",
             8e-10,
-            within(1e-7, "a loss in float32 is a multiple of 1.2e-7, so that theirs is zero"),
+            within(1e-7, "all but a few of the images have a loss of 0 in float32"),
         ),
         "gain": Figure(
             "test accuracy after 100 epochs, less that at the lowest test loss",

@@ -1,0 +1,58 @@
+"""Training in several processes at once, each on its part of every batch, as torchrun starts them.
+
+Started without torchrun there is one process, and everything here is as good as absent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def count() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """This process's number. The first one, 0, speaks for all."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Let the processes find each other, and part in the end."""
+    if count() == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def told_by_the_first(content: Any = None) -> Any:
+    """What the first process says, in all of them."""
+    box = [content]
+    if count() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def my_part(batch: Tensor) -> Tensor:
+    """The parts' sizes differ by one at most."""
+    return batch.tensor_split(count())[rank()]
+
+
+def data_parallel(net: nn.Module) -> nn.Module:
+    """A net whose gradients are the mean over all processes."""
+    return DistributedDataParallel(net) if count() > 1 else net

@@ -1,0 +1,44 @@
+"""torchrun trains the nets of benchmarks.mnist in several processes, as one process trains them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.record import read_json
+
+JOB = ["-m", "benchmarks.mnist", "--dataset", "drawn", "--train-size", "300", "--test-size", "100"]
+JOB += ["--epochs", "1", "--optimizers", "momentum", "adam", "--nets", "relu", "--depth", "2"]
+
+
+def trained(out: Path, *launcher: str) -> tuple[dict[str, Any], str]:
+    result = subprocess.run(
+        [sys.executable, *launcher, *JOB, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == 0, result.stderr
+    return read_json(out / "summary.json"), result.stdout
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    together, printed = trained(tmp_path / "together", *launcher)
+    alone, _ = trained(tmp_path / "alone")
+    assert printed.count("Results go to") == 1, "one process speaks for all"
+    assert together["machine"]["processes"] == 2
+    assert alone["machine"]["processes"] == 1
+    assert [run["optimizer"] for run in together["runs"]] == [
+        run["optimizer"] for run in alone["runs"]
+    ]
+    for a, b in zip(together["runs"], alone["runs"], strict=True):
+        # A mean of means is rounded otherwise than the mean, and Adam magnifies small gradients.
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3)
+    assert all(twin["parameters_equal"] for twin in together["twins"])

@@ -1,0 +1,116 @@
+"""torch.compile of code that contains a step: no graph break, and nothing is compiled again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import StepLR
+
+from torch_scratch_optim import ScratchOptimizer
+
+from .cases import PAIRS, Case
+
+# Graphs are counted in front of the backend, so most tests do without the slow one.
+each_optimizer = pytest.mark.parametrize("case", [Case(n) for n in PAIRS], ids=str)
+by_engine = pytest.mark.parametrize(
+    ("foreach", "backend"),
+    [(False, "aot_eager"), (True, "aot_eager"), (None, "inductor")],
+    ids=["loop", "foreach", "default"],
+)
+IMAGES = torch.linspace(-1, 1, 32 * 8).view(32, 8)
+LABELS = torch.arange(32) % 2
+
+
+def net() -> nn.Sequential:
+    made = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 2))
+    with torch.no_grad():
+        for p in made.parameters():
+            p.copy_(torch.linspace(-1, 1, p.numel()).view_as(p))
+    return made
+
+
+def backward(model: nn.Module) -> None:
+    model.zero_grad()
+    cross_entropy(model(IMAGES), LABELS).backward()
+
+
+def compiled_step(optimizer: ScratchOptimizer, backend: str) -> Callable[[], Any]:
+    def step() -> None:
+        # A scheduler wraps the optimizer's own `step`, and torch does not trace that wrapper.
+        type(optimizer).step(optimizer)
+
+    return torch.compile(step, fullgraph=True, backend=backend)
+
+
+@by_engine
+@each_optimizer
+def test_a_schedule_does_not_compile_a_step_again(
+    case: Case, foreach: bool | None, backend: str
+) -> None:
+    if backend == "inductor" and case.optimizer != "Adam":
+        backend = "aot_eager"
+    torch._dynamo.reset()
+    twins = []
+    for _ in range(2):
+        model = net()
+        # torch takes no tensor rate together with foreach=True, so it comes as a group's option.
+        optimizer = case.ours(model.parameters(), foreach=foreach)
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.01)
+        twins.append((model, optimizer, StepLR(optimizer, 2, 0.5)))
+    step = compiled_step(twins[0][1], backend)
+    counters.clear()
+    for number in range(7):
+        for model, optimizer, schedule in twins:
+            backward(model)
+            if optimizer is twins[0][1]:
+                step()
+            else:
+                optimizer.step()
+            optimizer._opt_called = True  # type: ignore[attr-defined]  # set by the wrapper
+            schedule.step()
+        if number == 1:  # the first step makes the state, and is another graph
+            compiled = counters["stats"]["unique_graphs"]
+            assert 1 <= compiled <= 2
+    assert counters["stats"]["unique_graphs"] == compiled
+    assert not counters["graph_break"]
+    for p, q in zip(twins[0][0].parameters(), twins[1][0].parameters(), strict=True):
+        torch.testing.assert_close(p, q)  # compiled code keeps more digits between operations
+
+
+@each_optimizer
+def test_a_whole_training_step_is_one_graph(case: Case) -> None:
+    torch._dynamo.reset()
+    model, plain = net(), net()
+    ours, twin = case.ours(model.parameters()), case.ours(plain.parameters())
+    for m, optimizer in ((model, ours), (plain, twin)):  # the state is made before
+        backward(m)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def training_step() -> torch.Tensor:
+        loss = cross_entropy(model(IMAGES), LABELS)
+        for p, gradient in zip(
+            model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
+        ):
+            p.grad = gradient
+        ours.step()
+        return loss.detach()
+
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        compiled = torch.compile(training_step, fullgraph=True, backend="aot_eager")
+        for _ in range(4):
+            loss = compiled()
+            ours.zero_grad()
+            expected = cross_entropy(plain(IMAGES), LABELS)
+            expected.backward()
+            twin.step()
+            twin.zero_grad()
+            torch.testing.assert_close(loss, expected.detach())
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q)

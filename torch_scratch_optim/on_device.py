@@ -1,0 +1,62 @@
+"""Steps that stay on the device: none of their numbers is read on the host.
+
+So a CUDA graph can replay them and torch.compile can trace them; and parameters that are shared out
+to several processes (DTensor) move where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import optimizer as torchs
+
+from .engines import Table
+
+
+def stays_on_device(group: dict[str, Any]) -> bool:
+    """Whether no number may be read on the host: for a CUDA graph, or in a trace."""
+    return bool(group.get("capturable")) or torch.compiler.is_compiling()
+
+
+def check_devices(group: dict[str, Any], params: list[Tensor], state: Mapping[Any, Any]) -> None:
+    """Refuse, in torch's words, capturable parameters or step counts that a graph cannot hold."""
+    if any(p.grad is not None and p.grad.is_sparse for p in params):
+        raise RuntimeError("capturable=True does not support sparse gradients")
+    if group.get("fused") or torch.compiler.is_compiling():
+        return  # torch's fused steps take any device, and a compiler sees to that itself
+    devices = torchs._get_capturable_supported_devices()
+    homes = [(p.device.type, state.get(p, {}).get("step", p).device.type) for p in params]
+    if not all(home == count and home in devices for home, count in homes):
+        raise AssertionError(
+            f"If capturable=True, params and state_steps must be on supported devices: {devices}."
+        )
+
+
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured."""
+    # Asked of an uninitialised CUDA, torch would try to start it.
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def count_on_device(steps: list[Tensor]) -> Tensor:
+    """Count one more step, and say how many that makes, one number for each parameter."""
+    torch._foreach_add_(steps, 1)
+    # In double precision, as Python counts, or 1 − β₂ᵗ would have few digits.
+    return torch.stack(steps).double()
+
+
+def shards(table: Table) -> Table:
+    """This process's parts of tensors, cut as the parameter is; ordinary tensors as they are."""
+    return {
+        letter: [_shard(t, p) for t, p in zip(column, table["p"], strict=True)]
+        for letter, column in table.items()
+    }
+
+
+def _shard(tensor: Any, p: Any) -> Any:
+    if not hasattr(p, "placements"):
+        return tensor
+    return tensor.redistribute(placements=p.placements).to_local()
