@@ -15,6 +15,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from benchmarks.data import Digits, load_digits
+
 RUNS = Path("runs")
 
 
@@ -82,6 +84,15 @@ def check_writable(out: Path) -> None:
         raise CannotRun(f"--out {out} cannot be written: {problem}") from reason
 
 
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """The first file in `out` is written here: what goes wrong is the fault of --out."""
+    try:
+        yield
+    except OSError as problem:
+        raise CannotRun(f"--out {out} cannot be written: {problem.strerror}") from problem
+
+
 def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise CannotRun("--device cuda: torch finds no CUDA device here; choose cpu or auto")
@@ -109,6 +120,30 @@ def bars(console: Console) -> Progress:
         transient=True,
         refresh_per_second=4,
     )
+
+
+def load_shown(
+    kind: str,
+    data_dir: Path,
+    device: torch.device,
+    train_size: int,
+    test_size: int,
+    console: Console,
+) -> Digits:
+    """Load digits and show how it goes."""
+    with bars(console) as shown:
+        drawing = shown.add_task("drawing digits", visible=False)
+        return load_digits(
+            kind,
+            data_dir,
+            device,
+            train_size,
+            test_size,
+            announce=lambda text: say(shown.console, text),
+            on_drawn=lambda done, total: shown.update(
+                drawing, completed=done, total=total, visible=True
+            ),
+        )
 
 
 @contextmanager

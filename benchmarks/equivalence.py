@@ -29,6 +29,7 @@ from benchmarks.command import (
     say,
     termination_raises,
     whole_number,
+    writing_to,
 )
 from benchmarks.entrants import ENGINES
 from benchmarks.equivalence_report import (
@@ -115,10 +116,8 @@ def main(arguments: Sequence[str] | None = None, processes: int | None = None) -
         check_writable(out)
         check_new(out)
         recorded = _begin(given)
-        try:
+        with writing_to(out):
             write_json(out / RESULT, recorded)
-        except OSError as problem:
-            raise CannotRun(f"--out {out} cannot be written: {problem.strerror}") from problem
     except CannotRun as problem:
         parser.error(str(problem))
     say(console, f"Results go to {out}")

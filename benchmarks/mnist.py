@@ -22,11 +22,13 @@ from benchmarks.command import (
     bars,
     check_writable,
     exit_status,
+    load_shown,
     pick_device,
     say,
     termination_raises,
+    writing_to,
 )
-from benchmarks.data import DRAWN_NAME, DataError, Digits, default_data_dir, load_digits
+from benchmarks.data import DRAWN_NAME, DataError, Digits, default_data_dir
 from benchmarks.mnist_options import DEFAULTS, PROGRAM, build_parser
 from benchmarks.optimizers import CONTENDERS
 from benchmarks.options import check_new, default_out
@@ -67,6 +69,10 @@ def _lead(parser: Parser, given: dict[str, Any]) -> int:
     console = Console()
     try:
         out, job = _resumed_job(given) if given.pop("resume") else _new_job(given)
+        if (batch := job["settings"]["batch_size"]) % processes.count():
+            raise CannotRun(
+                f"--batch-size {batch} cannot be shared out evenly to {processes.count()} processes"
+            )
         check_writable(out)
         device = pick_device(job["settings"]["device"])
         job["settings"]["device"] = device.type
@@ -136,19 +142,8 @@ def _resumed_job(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
 
 def _load(job: dict[str, Any], device: torch.device, console: Console) -> Digits:
     settings = job["settings"]
-    with bars(console) as shown:
-        drawing = shown.add_task("drawing digits", visible=False)
-        return load_digits(
-            settings["dataset"],
-            Path(job["data_dir"]),
-            device,
-            settings["train_size"],
-            settings["test_size"],
-            announce=lambda text: say(shown.console, text),
-            on_drawn=lambda done, total: shown.update(
-                drawing, completed=done, total=total, visible=True
-            ),
-        )
+    sizes = settings["train_size"], settings["test_size"]
+    return load_shown(settings["dataset"], Path(job["data_dir"]), device, *sizes, console)
 
 
 def _begin(
@@ -159,10 +154,8 @@ def _begin(
         job.update(dataset=digits.name, **now)
         # What "auto" came to is kept: a resumed job must not go on with other data.
         job["settings"]["dataset"] = "drawn" if digits.name == DRAWN_NAME else "mnist"
-        try:
+        with writing_to(out):
             write_json(out / SETTINGS_FILE, job)
-        except OSError as problem:
-            raise CannotRun(f"--out {out} cannot be written: {problem.strerror}") from problem
     elif any(job[key] != value for key, value in now.items()):
         say(console, "Note: this job began with other versions or on another machine.")
     train, test = len(digits.train_labels), len(digits.test_labels)

@@ -49,8 +49,12 @@ def told_by_the_first(content: Any = None) -> Any:
 
 
 def my_part(batch: Tensor) -> Tensor:
-    """The parts' sizes differ by one at most."""
-    return batch.tensor_split(count())[rank()]
+    """This process's share of a batch, or all of it where it cannot be shared out evenly.
+
+    The mean of the gradients of unequal parts would not be the gradient of the batch, and a part
+    of no images has none.
+    """
+    return batch.chunk(count())[rank()] if len(batch) % count() == 0 else batch
 
 
 def data_parallel(net: nn.Module) -> nn.Module:

@@ -24,6 +24,7 @@ from benchmarks.command import (
     pick_device,
     say,
     termination_raises,
+    writing_to,
 )
 from benchmarks.entrants import IMPLEMENTATIONS, LR
 from benchmarks.optimizers import CONTENDERS
@@ -105,10 +106,8 @@ def main(arguments: Sequence[str] | None = None, effort: Effort | None = None) -
         check_new(out)
         device = pick_device(given.device)
         recorded = _begin(given, device, effort or (QUICK if given.quick else Effort()))
-        try:
+        with writing_to(out):
             write_json(out / RESULT, recorded)
-        except OSError as problem:
-            raise CannotRun(f"--out {out} cannot be written: {problem.strerror}") from problem
     except CannotRun as problem:
         parser.error(str(problem))
     say(console, f"Results go to {out}")

@@ -144,7 +144,7 @@ def test_by_default_tensors_of_other_classes_go_one_by_one(
 def test_a_graph_capture_is_refused_in_torchs_words(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optimizer, "_is_capturing", lambda: True)
+    monkeypatch.setattr(optimizer, "is_capturing", lambda: True)
     ours = case.ours(parameters())
     with pytest.raises(RuntimeError, match="Attempting CUDA graph capture of step"):
         next(train(ours, steps=range(1)))

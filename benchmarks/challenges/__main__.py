@@ -42,6 +42,7 @@ from benchmarks.command import (
     bars,
     check_writable,
     exit_status,
+    load_shown,
     name_among,
     say,
     termination_raises,
@@ -50,7 +51,6 @@ from benchmarks.data import (
     DataError,
     Digits,
     default_data_dir,
-    load_digits,
 )
 from benchmarks.optimizers import CONTENDERS, DEFAULT_NAMES
 from benchmarks.options import add_data, add_names, add_out, add_seed, default_out
@@ -199,19 +199,14 @@ def _load(
 ) -> Digits | None:
     if not any(EXPERIMENTS[name].needs_digits for name in names):
         return None
-    with bars(console) as shown:
-        drawing_digits = shown.add_task("drawing digits", visible=False)
-        digits = load_digits(
-            given.dataset,
-            given.data_dir or default_data_dir(),
-            CPU,
-            sizes.train_images(),
-            sizes.test_images,
-            announce=lambda text: say(shown.console, text),
-            on_drawn=lambda done, total: shown.update(
-                drawing_digits, completed=done, total=total, visible=True
-            ),
-        )
+    digits = load_shown(
+        given.dataset,
+        given.data_dir or default_data_dir(),
+        CPU,
+        sizes.train_images(),
+        sizes.test_images,
+        console,
+    )
     say(console, f"Data: {digits.name}")
     return digits
 

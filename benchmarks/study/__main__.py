@@ -21,11 +21,13 @@ from benchmarks.command import (
     bars,
     check_writable,
     exit_status,
+    load_shown,
     pick_device,
     say,
     termination_raises,
-)  # fmt: skip
-from benchmarks.data import DataError, Digits, default_data_dir, load_digits
+    writing_to,
+)
+from benchmarks.data import DataError, default_data_dir
 from benchmarks.study.options import PROGRAM, build_parser, default_workers, study_of
 from benchmarks.study.progress import Progress
 from benchmarks.study.protocol import Study
@@ -96,20 +98,7 @@ def _load(
 ) -> tuple[Study, Split]:
     # What "auto" once came to is kept: a study must not go on with other data.
     kind = (store.dataset or "auto") if study.dataset == "auto" else study.dataset
-    digits: Digits
-    with bars(console) as shown:
-        drawing = shown.add_task("drawing digits", visible=False)
-        digits = load_digits(
-            kind,
-            data_dir,
-            device,
-            study.train_size,
-            study.test_size,
-            announce=lambda text: say(shown.console, text),
-            on_drawn=lambda done, total: shown.update(
-                drawing, completed=done, total=total, visible=True
-            ),
-        )
+    digits = load_shown(kind, data_dir, device, study.train_size, study.test_size, console)
     return replace(study, dataset=dataset_of(digits)), split(digits, study.validation_size)
 
 
@@ -130,10 +119,8 @@ def _begin(
     console: Console,
 ) -> None:
     how = {"workers": given["workers"], "scheduler": given["scheduler"] is not None}
-    try:
+    with writing_to(store.out):
         same = store.begin(study, device, how)
-    except OSError as problem:
-        raise CannotRun(f"--out {store.out} cannot be written: {problem.strerror}") from problem
     if not same:
         say(console, "Note: this study began with other versions or on another machine.")
     sizes = study.train_size - study.validation_size, study.validation_size, study.test_size

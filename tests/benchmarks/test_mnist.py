@@ -150,7 +150,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **options: Any) -> NoReturn:
         raise AssertionError("data were loaded before the input was checked")
 
-    monkeypatch.setattr(mnist, "load_digits", refuse)
+    monkeypatch.setattr(mnist, "load_shown", refuse)
 
 
 @pytest.mark.parametrize(

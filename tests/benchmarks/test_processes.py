@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from benchmarks import processes
 from benchmarks.record import read_json
 
 JOB = ["-m", "benchmarks.mnist", "--dataset", "drawn", "--train-size", "300", "--test-size", "100"]
@@ -26,6 +28,16 @@ def trained(out: Path, *launcher: str) -> tuple[dict[str, Any], str]:
     )
     assert result.returncode == 0, result.stderr
     return read_json(out / "summary.json"), result.stdout
+
+
+def test_a_batch_is_shared_out_evenly_or_seen_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    parts: dict[int, list[list[int]]] = {}
+    for images in (6, 7, 1):
+        for rank in range(3):
+            monkeypatch.setenv("RANK", str(rank))
+            parts.setdefault(images, []).append(processes.my_part(torch.arange(images)).tolist())
+    assert parts == {6: [[0, 1], [2, 3], [4, 5]], 7: [list(range(7))] * 3, 1: [[0]] * 3}
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
