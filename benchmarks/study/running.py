@@ -191,7 +191,7 @@ def _client(address: str) -> Any:
     try:
         from distributed import Client
     except ImportError as problem:
-        raise CannotRun("--scheduler needs Dask: pip install 'torch-scratch-optim[cluster]'") from problem
+        raise CannotRun("--scheduler needs Dask: pip install 'dask[distributed]'") from problem
     make: Any = Client  # which is typed in part
     try:
         return make(address, timeout=10)
