@@ -112,7 +112,7 @@ class Cell:
 
 BUDGETS = {
     "quick": Study(
-        "quick", Grid(-4, 1, 6), extra=1, samples=0, seeds=3, epochs=4,
+        "quick", Grid(-4, 1, 6), extra=1, samples=0, seeds=3, epochs=3,
         train_size=12_000, test_size=2_000, tracks=("lr",),
     ),
     "standard": Study("standard", Grid(-4, 2, 11), extra=3, samples=8, seeds=10, epochs=4),

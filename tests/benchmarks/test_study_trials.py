@@ -30,7 +30,7 @@ from benchmarks.study.trial import (
     train,
 )  # fmt: skip
 from benchmarks.trainee import evaluate
-from torch_scratch_optim import ScratchSGD
+from torch_scratch_optim import ScratchSGD, engines
 
 SETTINGS = Settings(
     "relu", "adam", 0.01, epochs=2, batch_size=50, depth=2, width=8, dataset="drawn",
@@ -114,8 +114,12 @@ def test_in_single_precision_a_stack_agrees_as_far_as_that_reaches(data: Split) 
         assert stacked["test_loss"] == pytest.approx(train(trial, data)["test_loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("block", [1, 45, engines.CPU_BLOCK])  # one, three, or all trials at a time
 @pytest.mark.parametrize("optimizer", TUNED)
-def test_a_step_of_a_stack_equals_the_steps_of_its_trials(optimizer: str) -> None:
+def test_a_step_of_a_stack_equals_the_steps_of_its_trials(
+    optimizer: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "CPU_BLOCK", block)
     settings = [trial.settings for trial in trials(optimizer)]
     start = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     stack = start.expand(4, 3, 5).clone().requires_grad_()
