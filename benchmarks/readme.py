@@ -18,7 +18,8 @@ from benchmarks.report import EXPLANATION, Pair, markdown_table
 from benchmarks.step_report import EXPLANATION as STEP_TIMES
 from benchmarks.step_report import ratio_table
 from benchmarks.study.report.tables import EXPLANATION as STUDY
-from benchmarks.study.report.tables import readme_table
+from benchmarks.study.report.tables import Table, readme_table
+from benchmarks.study.report.tables import published_table as published_rows
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -61,6 +62,24 @@ def study_table() -> str:
     )
 
 
+def published_table() -> str:
+    recorded = read_json(RESULTS / "study" / "published.json")
+    headings = ["source", "quantity", "published", "ours", "verdict"]
+    rows = [
+        [case["title"], quantity, theirs, ours, verdict]
+        for case in recorded["cases"]
+        for quantity, verdict, *_, theirs, ours in published_rows(case).rows
+        if verdict != "not run"
+    ]
+    return "\n\n".join(
+        [
+            provenance(recorded, "python -m benchmarks.study.published"),
+            Table(headings, rows, texts=2).markdown(),
+            "Tolerances, seeds and the reasons for what differs are in the study's report.",
+        ]
+    )
+
+
 def recorded_pairs(summary: dict[str, Any]) -> list[Pair]:
     runs = {(run["net"], run["optimizer"], run["implementation"]): run for run in summary["runs"]}
     return [
@@ -72,7 +91,12 @@ def recorded_pairs(summary: dict[str, Any]) -> list[Pair]:
     ]
 
 
-TABLES: dict[str, Callable[[], str]] = {"mnist": mnist_table, "step_time": step_time_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "mnist": mnist_table,
+    "published": published_table,
+    "step_time": step_time_table,
+    "study": study_table,
+}
 
 
 def filled(text: str) -> str:

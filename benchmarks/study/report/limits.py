@@ -32,10 +32,10 @@ _DRAWN = (
 _FROM_ANY_RUN = (
     "How other nets or other data would do. These are fully connected nets on small grey pictures; "
     "convolutions, attention, large batches and long runs rank optimizers otherwise.",
-    "The best that an optimizer can do. Each got the same grid or ranges, and a few rates more where "
-    "its best was at the grid's end; more settings, or other ranges, may move any place. In the "
-    "track \"lr\" only the learning rate is tuned: momentum, β and ε keep their defaults, and ε "
-    "matters in deep sigmoid nets.",
+    "The best that an optimizer can do. Each got the same grid or ranges, and a few rates more "
+    "where its best was at the grid's end; more settings, or other ranges, may move any place. In "
+    "the track \"lr\" only the learning rate is tuned: momentum, β and ε keep their defaults, and "
+    "ε matters in deep sigmoid nets.",
     "The luck of the search. Settings were chosen by single trials on the validation set; "
     f"the {CONFIDENCE:.0%} intervals tell only how the chosen setting varies with initial weights "
     "and the order of batches.",
