@@ -128,7 +128,8 @@ class Twins:
                 twin.add_param_group({"params": [leaf.make() for leaf in more], "lr": number})
             self.leaves += more
         elif event == "libraries change hands":
-            ours, theirs = self.restart(self.case.ours), self.restart(self.case.torchs)
+            ours = self.restart(self.case.ours, self.engine)
+            theirs = self.restart(self.case.torchs, self.torchs_engine)
             ours.load_state_dict(copy.deepcopy(self.theirs.state_dict()))
             theirs.load_state_dict(copy.deepcopy(self.ours.state_dict()))
             for group in ours.param_groups:
@@ -142,11 +143,11 @@ class Twins:
             for twin in (self.ours, self.theirs):
                 twin.param_groups[0]["lr"] = number
 
-    def restart(self, make: Any) -> Any:
+    def restart(self, make: Any, engine: bool | None) -> Any:
         """A new optimizer of the same parameters; what it is to do, a checkpoint must say."""
         kept = [[p.detach().clone() for p in g["params"]] for g in self.theirs.param_groups]
         first, *rest = ([p.requires_grad_() for p in params] for params in kept)
-        made = make(first, lr=123.0)
+        made = make(first, lr=123.0, foreach=engine)  # groups that are added will have it, too
         for params in rest:
             made.add_param_group({"params": params})
         return made
