@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import torch_scratch_optim as scratch
@@ -114,3 +114,18 @@ def assert_equal_state(ours: Optimizer, theirs: Optimizer, context: object = "")
             mine = ours.state[p][name]
             assert mine.device == value.device
             assert same_bits(mine, value), f"{name} of parameter {i} differs after {context}"
+
+
+# Two classes, told by a net so small that a test can train it.
+IMAGES = torch.linspace(-1, 1, 32 * 8).view(32, 8)
+LABELS = torch.arange(32) % 2
+
+
+def small_net(*widths: int) -> nn.Sequential:
+    """A perceptron with one hidden layer, by default for `IMAGES`; two calls give equal ones."""
+    inputs, hidden, outputs = widths or (8, 16, 2)
+    made = nn.Sequential(nn.Linear(inputs, hidden), nn.Sigmoid(), nn.Linear(hidden, outputs))
+    with torch.no_grad():
+        for p in made.parameters():
+            p.copy_(torch.linspace(-1, 1, p.numel()).view_as(p))
+    return made

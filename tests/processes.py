@@ -24,22 +24,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from torch_scratch_optim import fused
 
-from .cases import PAIRS, Case
+from .cases import PAIRS, Case, small_net
 
 WORLD = 2
 IMAGES = torch.linspace(-1, 1, 16 * 6).view(16, 6)
 LABELS = torch.arange(16) % 3
 Optimizer = torch.optim.Optimizer
-Losses = list[Tensor]
 
 
 def net() -> nn.Sequential:
     """Its first axes, along which it is sharded, are odd: the ranks hold unequal parts."""
-    made = nn.Sequential(nn.Linear(6, 33), nn.Sigmoid(), nn.Linear(33, 3))
-    with torch.no_grad():
-        for p in made.parameters():
-            p.copy_(torch.linspace(-1, 1, p.numel()).view_as(p))
-    return made
+    return small_net(6, 33, 3)
 
 
 def my_part(batch: Tensor) -> Tensor:

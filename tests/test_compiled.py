@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from torch_scratch_optim import ScratchOptimizer
 
-from .cases import PAIRS, Case
+from .cases import IMAGES, LABELS, PAIRS, Case, small_net
 
 # Graphs are counted in front of the backend, so most tests do without the slow one.
 each_optimizer = pytest.mark.parametrize("case", [Case(n) for n in PAIRS], ids=str)
@@ -23,16 +23,6 @@ by_engine = pytest.mark.parametrize(
     [(False, "aot_eager"), (True, "aot_eager"), (None, "inductor")],
     ids=["loop", "foreach", "default"],
 )
-IMAGES = torch.linspace(-1, 1, 32 * 8).view(32, 8)
-LABELS = torch.arange(32) % 2
-
-
-def net() -> nn.Sequential:
-    made = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 2))
-    with torch.no_grad():
-        for p in made.parameters():
-            p.copy_(torch.linspace(-1, 1, p.numel()).view_as(p))
-    return made
 
 
 def backward(model: nn.Module) -> None:
@@ -58,7 +48,7 @@ def test_a_schedule_does_not_compile_a_step_again(
     torch._dynamo.reset()
     twins = []
     for _ in range(2):
-        model = net()
+        model = small_net()
         # torch takes no tensor rate together with foreach=True, so it comes as a group's option.
         optimizer = case.ours(model.parameters(), foreach=foreach)
         optimizer.param_groups[0]["lr"] = torch.tensor(0.01)
@@ -86,7 +76,7 @@ def test_a_schedule_does_not_compile_a_step_again(
 @each_optimizer
 def test_a_whole_training_step_is_one_graph(case: Case) -> None:
     torch._dynamo.reset()
-    model, plain = net(), net()
+    model, plain = small_net(), small_net()
     ours, twin = case.ours(model.parameters()), case.ours(plain.parameters())
     for m, optimizer in ((model, ours), (plain, twin)):  # the state is made before
         backward(m)

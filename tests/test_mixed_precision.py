@@ -10,28 +10,18 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from .cases import PAIRS, Case, assert_equal_state, leaves
+from .cases import IMAGES, LABELS, PAIRS, Case, assert_equal_state, leaves, small_net
 
 each_optimizer = pytest.mark.parametrize("case", [Case(n) for n in PAIRS], ids=str)
 by_engine = pytest.mark.parametrize(
     "options", [{"foreach": False}, {"foreach": True}, {}], ids=["loop", "foreach", "default"]
 )
-IMAGES = torch.linspace(-1, 1, 32 * 8).view(32, 8)
-LABELS = torch.arange(32) % 2
-
-
-def net() -> nn.Sequential:
-    made = nn.Sequential(nn.Linear(8, 16), nn.Sigmoid(), nn.Linear(16, 2))
-    with torch.no_grad():
-        for p in made.parameters():
-            p.copy_(torch.linspace(-1, 1, p.numel()).view_as(p))
-    return made
 
 
 @by_engine
 @each_optimizer
 def test_a_scaler_and_autocast_give_torchs_bits(case: Case, options: dict[str, Any]) -> None:
-    models = net(), net()
+    models = small_net(), small_net()
     ours, theirs = case.ours(models[0].parameters(), **options), case.torchs(models[1].parameters())
     scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3) for _ in models]
     for step in range(8):
@@ -53,12 +43,14 @@ def test_a_scaler_and_autocast_give_torchs_bits(case: Case, options: dict[str, A
                 for i, own in before.items()
                 for name, value in own.items()
             )
-    assert not all(torch.equal(p, q) for p, q in zip(leaves(ours), net().parameters(), strict=True))
+    assert not all(
+        torch.equal(p, q) for p, q in zip(leaves(ours), small_net().parameters(), strict=True)
+    )
 
 
 @each_optimizer
 def test_gradients_may_be_unscaled_and_clipped_before_the_step(case: Case) -> None:
-    models = net(), net()
+    models = small_net(), small_net()
     ours, theirs = case.ours(models[0].parameters()), case.torchs(models[1].parameters())
     for _ in range(4):
         for model, optimizer in zip(models, (ours, theirs), strict=True):
