@@ -99,7 +99,8 @@ def _over_seeds(values: list[float]) -> Measured:
 
 def _turning(curves: list[Curve]) -> dict[str, Measured]:
     """While the training loss goes on falling, the test loss turns and the accuracy does not."""
-    best = [min(range(len(c)), key=lambda i, c=c: c[i]["test_loss"]) for c in curves]  # type: ignore[misc]
+    test_losses = [[epoch["test_loss"] for epoch in curve] for curve in curves]
+    best = [losses.index(min(losses)) for losses in test_losses]
     pairs = list(zip(curves, best, strict=True))
     return {
         "lowest": _over_seeds([curve[i]["test_loss"] for curve, i in pairs]),

@@ -147,7 +147,7 @@ def overfit(lab: Lab, decay: float, seeds: Sequence[int], epochs: int) -> dict[s
         "test_accuracy": (test_right == digits.test_labels).double().mean(-1).tolist(),
         "test_cost": costs[epochs],
         "best_epoch": [
-            float(min(costs, key=lambda epoch, one=one: costs[epoch][one]))  # type: ignore[misc]
+            float(min((cost[one], epoch) for epoch, cost in costs.items())[1])
             for one in range(len(seeds))
         ],
     }
