@@ -133,6 +133,8 @@ def test_a_group_of_contradictory_options_is_refused_at_once(case: Case) -> None
 
 
 SPARSE_WORDS = {
+    "SGD": "weight_decay option is not compatible with sparse gradients",
+    "Momentum": "weight_decay option is not compatible with sparse gradients",
     "AdaGrad": "weight_decay option is not compatible with sparse gradients",
     "RMSProp": "RMSprop does not support sparse gradients",
     "Adam": "Adam does not support sparse gradients, please consider SparseAdam instead",
