@@ -17,8 +17,11 @@ from .engines import Table
 
 
 def stays_on_device(group: dict[str, Any]) -> bool:
-    """Whether no number may be read on the host: for a CUDA graph, or in a trace."""
-    return bool(group.get("capturable")) or torch.compiler.is_compiling()
+    """Whether no number may be read on the host: for a CUDA graph, or in a trace of torch.compile.
+
+    While torch traces a step, it sets `capturable` in every group that the trace sees.
+    """
+    return bool(group.get("capturable"))
 
 
 def check_devices(group: dict[str, Any], params: list[Tensor], state: Mapping[Any, Any]) -> None:
