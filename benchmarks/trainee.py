@@ -174,7 +174,7 @@ class Trainee:
             self.loss_means.append(mean)
         broken = (~fresh.isfinite()).nonzero()
         if self.diverged_at_step is None and len(broken):
-            self.diverged_at_step = first + int(broken[0])
+            self.diverged_at_step = first + int(broken[0]) + 1
 
     def result(self, plan: Plan, digits: Digits, twin: dict[str, Any] | None) -> dict[str, Any]:
         """What run.json holds. Comparing with torch's twin is told in the file of ours."""

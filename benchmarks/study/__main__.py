@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return exit_status(interruption)
     stack = given["stack"] or (STACK_ON_GPU if device.type == "cuda" else 1)
     try:
-        with termination_raises():
+        with termination_raises(), store.alone():
             _run(study, store, workers, stack, console)
             if given["published"]:
                 _published(study, store, data_dir, device, console)

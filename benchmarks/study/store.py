@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from benchmarks.command import CannotRun
 from benchmarks.record import RunRecorder, machine, read_json, versions, write_json
@@ -17,6 +19,7 @@ from benchmarks.study.trial import FINAL, PROTOCOL, Trial
 STUDY_FILE = "study.json"
 TRIALS = "trials"
 RUNS = "runs"  # of TensorBoard
+LOCK = "lock"  # held by the command that is at work; the file itself means nothing
 FINAL_TAGS = ("accuracy/test", "accuracy/validation", "loss/test", "loss/validation", "loss/train")
 
 
@@ -65,6 +68,26 @@ class Store:
                     f"--out {self.out} holds a study with {name} {kept.get(name)}, not {value}; "
                     "repeat its options to go on with it, or choose another directory"
                 )
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other commands away from the folder.
+
+        Raises:
+            CannotRun: one is at work there.
+        """
+        lock = FileLock(self.out / LOCK, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise CannotRun(
+                f"another command is at work on the study in --out {self.out}; wait for it, or "
+                "choose another directory"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def dataset(self) -> str | None:

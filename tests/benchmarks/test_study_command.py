@@ -93,6 +93,25 @@ def test_a_finished_study_runs_nothing_again(
     assert trial_files(finished) == before
 
 
+def test_two_commands_do_not_work_on_one_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "study"
+    trained: list[str] = []
+
+    def meanwhile(trial: Trial, data: Any, on_step: Any) -> Any:
+        if not trained:
+            with pytest.raises(SystemExit):
+                run_study(out)
+        trained.append(trial.key)
+        return train(trial, data, on_step)
+
+    monkeypatch.setattr(running, "train", meanwhile)
+    assert run_study(out) == 0
+    assert f"another command is at work on the study in --out {out}" in capsys.readouterr().err
+    assert len(trained) == len(set(trained)) == len(trial_files(out))
+
+
 def test_a_stacked_study_finds_the_same_trials(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "stacked"
     assert run_study(out, "--stack", "8") == 0
