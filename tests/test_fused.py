@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, StepLR
 
@@ -352,3 +353,56 @@ def test_without_a_compiler_it_says_what_to_install() -> None:
     last = result.stderr.splitlines()[-1]
     assert last.startswith("RuntimeError: fused=True compiles")
     assert "apt install g++" in last
+
+
+def small_and_large(*sizes: int, **options: Any) -> ScratchOptimizer:
+    ours = ScratchAdam([nn.Parameter(torch.ones(size)) for size in sizes], fused=True, **options)
+    for p in leaves(ours):
+        p.grad = torch.ones_like(p)
+    return ours
+
+
+def test_who_resets_the_compiler_does_not_touch_it() -> None:
+    small_and_large(5000, 6000).step()
+    torch.compiler.reset()
+    before = traces()
+    for sizes in ((7000, 6000, 5500), (5000, 5000), (3, 8000)):
+        ours = small_and_large(*sizes)
+        ours.step()
+        assert all((p < 1).all() for p in leaves(ours))
+    assert traces() == before
+
+
+def test_a_step_in_inference_mode_leaves_nothing_behind() -> None:
+    with torch.inference_mode():
+        small_and_large(11, 5000, eps=1e-7).step()
+    small_and_large(11, 5000, eps=1e-7).step()
+
+
+def test_fake_tensors_take_steps_that_compute_nothing() -> None:
+    with FakeTensorMode():
+        ours = small_and_large(13, 5000)
+        ours.step()
+        assert [p.shape for p in leaves(ours)] == [(13,), (5000,)]
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (60,), (7,)])
+def test_state_of_another_shape_is_refused_in_the_loops_words(shape: tuple[int, ...]) -> None:
+    ours, loop = (ScratchAdam([nn.Parameter(torch.ones(10, 6))], fused=on) for on in (True, False))
+    messages = []
+    for optimizer in (ours, loop):
+        (p,) = leaves(optimizer)
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        optimizer.state[p]["exp_avg"] = torch.ones(shape)
+        with pytest.raises(RuntimeError, match="size") as raised:
+            optimizer.step()
+        messages.append(str(raised.value))
+    assert messages[0] == messages[1]
+
+
+def test_flags_may_be_numbers() -> None:
+    ours, twin = small_and_large(20, maximize=1), small_and_large(20, maximize=True)
+    ours.step()
+    twin.step()
+    close(ours, twin)

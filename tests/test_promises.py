@@ -174,7 +174,7 @@ def test_the_package_stays_small() -> None:
     lines = {file.name: code_lines(file) for file in PACKAGE.rglob("*.py")}
     assert lines.pop("equivalence.py") <= 130  # a tool for any optimizer, and no part of ours
     assert lines.pop("groups.py") <= 40
-    assert sum(lines.values()) <= 980
+    assert sum(lines.values()) <= 1000
 
 
 RULES = {"sgd.py": "sgd", "adagrad.py": "adagrad", "rmsprop.py": "rmsprop", "adam.py": "adam"}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torch_scratch_optim import ScratchAdam, engines, optimizer
+from torch_scratch_optim import ScratchAdam, ScratchSGD, engines, optimizer
 
 from .cases import PAIRS, Case, assert_equal_state, leaves, parameters, train
 
@@ -42,6 +42,20 @@ def test_a_parameter_may_be_listed_twice(case: Case) -> None:
         ours, theirs = case.ours(twice(), foreach=False), case.torchs(twice())
     for step in train(ours, theirs, steps=range(5)):
         assert_equal_state(ours, theirs, f"step {step}")
+
+
+def test_the_first_velocity_has_the_dtype_of_what_it_copies() -> None:
+    for decay in (0.0, 0.1):
+        twins: list[torch.optim.Optimizer] = []
+        for make in (ScratchSGD, torch.optim.SGD):
+            p = nn.Parameter(torch.ones(3))
+            p.grad_dtype = torch.bfloat16
+            optimizer = make([p], lr=0.1, momentum=0.9, weight_decay=decay)
+            for _ in range(3):
+                p.grad = torch.tensor([0.1, 0.2, 0.3]).bfloat16()
+                optimizer.step()
+            twins.append(optimizer)
+        assert_equal_state(twins[0], twins[1], f"weight decay {decay}")
 
 
 @each_optimizer

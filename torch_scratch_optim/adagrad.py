@@ -131,7 +131,7 @@ class ScratchAdaGrad(ScratchOptimizer):
             "step_size": group["lr"] / (1 + (t - 1) * group["lr_decay"]),
             "eps": group["eps"],
             "l2": group["weight_decay"] or None,
-            "maximize": group["maximize"],
+            "maximize": bool(group["maximize"]),
         }
 
     def share_memory(self) -> None:

@@ -148,7 +148,7 @@ class ScratchAdam(ScratchOptimizer):
             "eps": group["eps"],
             "l2": None if decoupled else decay,
             "shrink": 1 - lr * decay if decoupled and decay is not None else None,
-            "maximize": group["maximize"],
+            "maximize": bool(group["maximize"]),
         }
 
     def sparse_engine(self, group: Group) -> Engine:

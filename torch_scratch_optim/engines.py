@@ -36,6 +36,8 @@ GRAIN = 2**15
 SMALL = 2**12
 FEW = 16
 
+ORDINARY = {Tensor, torch.nn.Parameter}  # neither shards nor other subclasses
+
 
 def loop(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
     """Run the rule on one tensor at a time, big tensors block by block."""

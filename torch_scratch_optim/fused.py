@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import engines
 from .engines import SMALL, Cells, Kind, Row, Table, alike, functional, in_memory_order, numbers
 
 # A call of compiled code costs some 20 to 100 µs, so it takes many tensors at once, one in each
@@ -43,6 +44,7 @@ def fused(
 
     Dense tensors are updated where they are. Small ones are copied together into one lane, others
     that are not dense or not laid out alike into a lane each, and what was updated is copied back.
+    What compiled code cannot take is left to the loop, for the same result or torch's error.
 
     Args:
         rule: the rule, written in words that :class:`~.carriers.Functional` knows.
@@ -51,9 +53,14 @@ def fused(
         grad_scale: by how much the gradients are too large, one number. They stay as they are; the
             rule is given them divided by it.
     """
+    unscale = None if grad_scale is None else 1 / grad_scale.item()
+    if not _is_plain(table):
+        if unscale is not None:
+            table = table | {"g": [g * unscale for g in table["g"]]}
+        return engines.loop(rule, table, scalars)
     scalars = numbers(scalars)
-    if grad_scale is not None:
-        scalars = scalars | {UNSCALE: 1 / grad_scale.item()}
+    if unscale is not None:
+        scalars = scalars | {UNSCALE: unscale}
     fixed = {k: v for k, v in scalars.items() if v is None or isinstance(v, bool)}
     varied = {k: v for k, v in scalars.items() if k not in fixed}
     values = torch.tensor(list(varied.values()), dtype=torch.float64, device="cpu")
@@ -71,6 +78,15 @@ def fused(
             kernel(values, *chain(*taken, *fillers[len(taken) :]))
         for originals, copied in copies:
             torch._foreach_copy_(originals, copied)
+
+
+def _is_plain(table: Table) -> bool:
+    """Whether compiled code, which checks nothing, can take it: tensors of no subclass (a fake one
+    has no memory) and, in each row, of one shape (a checkpoint may have brought another)."""
+    shapes = [p.shape for p in table["p"]]
+    return engines.ORDINARY.issuperset(map(type, table["p"])) and all(
+        [tensor.shape for tensor in column] == shapes for column in table.values()
+    )
 
 
 def _lanes(
@@ -106,6 +122,7 @@ def _lanes(
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # it serves steps in every mode
 def _pack(
     shapes: tuple[torch.Size, ...], kind: Kind, thread: int
 ) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
@@ -143,19 +160,23 @@ def _compile(
     code = run.__code__.replace(co_name=f"fused_{getattr(rule, '__name__', 'rule')}")
     own = types.FunctionType(code, run.__globals__, code.co_name, None, run.__closure__)
     # Without guards, checks at each call of what the trace relies on: our key has checked it.
-    kernel = torch.compile(
+    compiled: Any = torch.compile(
         own,
         fullgraph=True,
         dynamic=True,
         options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
     )
 
+    @torch.inference_mode(False)  # the kernel serves steps in every mode
     def lanes(sizes: list[int]) -> list[Lane]:
         return [[t.new_ones(size) for t in row.values()] for size in sizes]
 
     # The compiler plans for the sizes that it is shown: large, to be shared out to all threads; and
-    # no two alike, or it would take them for one symbol.
-    kernel(values, *chain(*lanes([2**16 + 2**7 * lane for lane in range(LANES)])))
+    # no two alike, or it would take them for one symbol. And compiled ahead of time, a kernel is ours
+    # to keep, whoever resets the compiler.
+    shown = chain(*lanes([2**16 + 2**7 * lane for lane in range(LANES)]))
+    kernel = compiled.aot_compile(((values, *shown), {}))
+    kernel.disable_guard_check()
     return kernel, lanes([2] * LANES)
 
 

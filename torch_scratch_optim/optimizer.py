@@ -9,19 +9,16 @@ from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim.optimizer import ParamsT
 
 from . import engines, fused
 from .carriers import Carrier
-from .engines import Engine, Table
+from .engines import ORDINARY, Engine, Table
 from .on_device import check_devices, count_on_device, is_capturing, shards, stays_on_device
 
 Group = dict[str, Any]
 
 _ONE = torch.tensor(1.0, device="cpu")  # to add the number 1 would make such a tensor each time
-
-_ORDINARY = {Tensor, Parameter}  # neither shards nor other subclasses
 
 # What torch assumes for an option that an old checkpoint does not know.
 _BEFORE_IT_WAS_AN_OPTION: Group = {
@@ -161,7 +158,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
             return partial(fused.fused, grad_scale=getattr(self, "grad_scale", None))
         choice = group.get("foreach")
         if choice is None:
-            choice = _ORDINARY.issuperset(map(type, params))
+            choice = ORDINARY.issuperset(map(type, params))
         return engines.foreach if choice else engines.loop
 
     def sparse_engine(self, group: Group) -> Engine:
@@ -200,7 +197,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if scale is not None and any(g.is_sparse for g in table["g"]):
             # The fused engine does this itself; sparse gradients have another engine.
             table["g"] = [g * (1 / scale.item()) for g in table["g"]]
-        if not _ORDINARY.issuperset(map(type, params)):
+        if not ORDINARY.issuperset(map(type, params)):
             table = shards(table)
         if (self.splits_complex or group.get("fused")) and any(map(torch.is_complex, params)):
             table["g"] = [g.resolve_conj() for g in table["g"]]

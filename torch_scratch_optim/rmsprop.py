@@ -134,7 +134,7 @@ class ScratchRMSProp(ScratchOptimizer):
             "eps": group["eps"],
             "momentum": group["momentum"],
             "l2": group["weight_decay"] or None,
-            "maximize": group["maximize"],
+            "maximize": bool(group["maximize"]),
         }
 
     def sparse_engine(self, group: Group) -> Engine:

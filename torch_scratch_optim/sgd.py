@@ -120,8 +120,10 @@ class ScratchSGD(ScratchOptimizer):
         return {"b": "momentum_buffer"} if group["momentum"] != 0 else {}
 
     def new_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
-        # Laid out in memory as the gradient, of which the first velocity is a copy.
-        return {"momentum_buffer": torch.zeros_like(p if p.grad is None else p.grad)}
+        # In dtype and layout as what the first velocity is a copy of: the gradient, or g + λθ.
+        g = p if p.grad is None else p.grad
+        like = g if group["weight_decay"] == 0 else g.add(p, alpha=0)
+        return {"momentum_buffer": torch.zeros_like(like)}
 
     def sparse_engine(self, group: Group) -> Engine:
         if group["weight_decay"] != 0:
@@ -133,10 +135,10 @@ class ScratchSGD(ScratchOptimizer):
             "lr": group["lr"],
             "momentum": group["momentum"],
             "dampening": group["dampening"],
-            "nesterov": group["nesterov"],
+            "nesterov": bool(group["nesterov"]),
             "first": t == 1,
             "l2": group["weight_decay"] or None,
-            "maximize": group["maximize"],
+            "maximize": bool(group["maximize"]),
         }
 
 
