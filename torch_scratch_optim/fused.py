@@ -172,8 +172,8 @@ def _compile(
         return [[t.new_ones(size) for t in row.values()] for size in sizes]
 
     # The compiler plans for the sizes that it is shown: large, to be shared out to all threads; and
-    # no two alike, or it would take them for one symbol. And compiled ahead of time, a kernel is ours
-    # to keep, whoever resets the compiler.
+    # no two alike, or it would take them for one symbol. Compiled ahead of time, a kernel is kept
+    # whoever resets the compiler.
     shown = chain(*lanes([2**16 + 2**7 * lane for lane in range(LANES)]))
     kernel = compiled.aot_compile(((values, *shown), {}))
     kernel.disable_guard_check()
