@@ -199,8 +199,9 @@ def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
         RuntimeError: in torch's words, if the shapes differ.
     """
     both = torch.stack([a.detach(), b.detach()])
-    order = _bits(both)
+    order = both
     if both.is_floating_point():  # whose bits count backwards below zero
+        order = _bits(both)
         order = torch.where(order < 0, order ^ torch.iinfo(order.dtype).max, order)
     distance = order.long().amax(0) - order.long().amin(0)  # beyond FAR it has wrapped round
     nan = both.isnan()
