@@ -386,19 +386,39 @@ def test_fake_tensors_take_steps_that_compute_nothing() -> None:
         assert [p.shape for p in leaves(ours)] == [(13,), (5000,)]
 
 
-@pytest.mark.parametrize("shape", [(6, 10), (60,), (7,)])
+@pytest.mark.parametrize("shape", [(60, 100), (6000,), (7,)])
 def test_state_of_another_shape_is_refused_in_the_loops_words(shape: tuple[int, ...]) -> None:
-    ours, loop = (ScratchAdam([nn.Parameter(torch.ones(10, 6))], fused=on) for on in (True, False))
+    start = torch.ones(100, 60)
+    ours, loop = (ScratchAdam([nn.Parameter(start.clone())], fused=on) for on in (True, False))
     messages = []
     for optimizer in (ours, loop):
         (p,) = leaves(optimizer)
         p.grad = torch.ones_like(p)
         optimizer.step()
+        before = p.detach().clone()
         optimizer.state[p]["exp_avg"] = torch.ones(shape)
         with pytest.raises(RuntimeError, match="size") as raised:
             optimizer.step()
         messages.append(str(raised.value))
+        assert torch.equal(p, before)
     assert messages[0] == messages[1]
+
+
+class Sub(Tensor):
+    """A tensor of a subclass."""
+
+
+def test_a_subclass_of_tensors_is_left_to_the_loop_and_unscaled_there() -> None:
+    ours, loop = (
+        ScratchAdam([torch.ones(9).as_subclass(Sub).requires_grad_()], fused=on)
+        for on in (True, False)
+    )
+    ours.grad_scale = torch.tensor(8.0)  # type: ignore[attr-defined]  # as GradScaler sets it
+    for optimizer, scale in ((ours, 8), (loop, 1)):
+        (p,) = leaves(optimizer)
+        p.grad = torch.linspace(-1, 1, 9) * scale
+        optimizer.step()
+    assert torch.equal(leaves(ours)[0], leaves(loop)[0])
 
 
 def test_flags_may_be_numbers() -> None:

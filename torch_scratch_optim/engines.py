@@ -126,6 +126,11 @@ def numbers(scalars: dict[str, Any]) -> dict[str, Any]:
     return {k: v.item() if isinstance(v, Tensor) else v for k, v in scalars.items()}
 
 
+def unscaled(gradients: list[Tensor], scale: Tensor) -> list[Tensor]:
+    """Gradients of a loss that was multiplied by `scale`, as they are without."""
+    return [g * (1 / scale.item()) for g in gradients]
+
+
 def rows_of(table: Table) -> Iterator[Row]:
     return map(dict, map(zip, repeat(tuple(table)), zip(*table.values(), strict=True)))
 

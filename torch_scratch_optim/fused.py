@@ -53,14 +53,13 @@ def fused(
         grad_scale: by how much the gradients are too large, one number. They stay as they are; the
             rule is given them divided by it.
     """
-    unscale = None if grad_scale is None else 1 / grad_scale.item()
     if not _is_plain(table):
-        if unscale is not None:
-            table = table | {"g": [g * unscale for g in table["g"]]}
+        if grad_scale is not None:
+            table = table | {"g": engines.unscaled(table["g"], grad_scale)}
         return engines.loop(rule, table, scalars)
     scalars = numbers(scalars)
-    if unscale is not None:
-        scalars = scalars | {UNSCALE: unscale}
+    if grad_scale is not None:
+        scalars = scalars | {UNSCALE: 1 / grad_scale.item()}
     fixed = {k: v for k, v in scalars.items() if v is None or isinstance(v, bool)}
     varied = {k: v for k, v in scalars.items() if k not in fixed}
     values = torch.tensor(list(varied.values()), dtype=torch.float64, device="cpu")
@@ -167,7 +166,6 @@ def _compile(
         options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
     )
 
-    @torch.inference_mode(False)  # the kernel serves steps in every mode
     def lanes(sizes: list[int]) -> list[Lane]:
         return [[t.new_ones(size) for t in row.values()] for size in sizes]
 

@@ -196,7 +196,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         scale: Tensor | None = getattr(self, "grad_scale", None)
         if scale is not None and any(g.is_sparse for g in table["g"]):
             # The fused engine does this itself; sparse gradients have another engine.
-            table["g"] = [g * (1 / scale.item()) for g in table["g"]]
+            table["g"] = engines.unscaled(table["g"], scale)
         if not ORDINARY.issuperset(map(type, params)):
             table = shards(table)
         if (self.splits_complex or group.get("fused")) and any(map(torch.is_complex, params)):
