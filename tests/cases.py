@@ -116,6 +116,21 @@ def assert_equal_state(ours: Optimizer, theirs: Optimizer, context: object = "")
             assert same_bits(mine, value), f"{name} of parameter {i} differs after {context}"
 
 
+def assert_close_state(ours: Optimizer, loop: Optimizer) -> None:
+    """Equal up to rounding: compiled code keeps more digits between operations than the loop."""
+    for p, q in zip(leaves(ours), leaves(loop), strict=True):
+        torch.testing.assert_close(p, q, equal_nan=True)
+        for name, value in loop.state.get(q, {}).items():
+            torch.testing.assert_close(ours.state[p][name], value, equal_nan=True)
+
+
+def models(dtype: torch.dtype) -> list[Tensor]:
+    """Small tensors that are packed, and two that are large enough for lanes of their own."""
+    random = torch.Generator().manual_seed(7)
+    large = [torch.randn(size, generator=random).to(dtype) for size in (5000, 20_000)]
+    return [*parameters(dtype), *(p.requires_grad_() for p in large)]
+
+
 # Two classes, told by a net so small that a test can train it.
 IMAGES = torch.linspace(-1, 1, 32 * 8).view(32, 8)
 LABELS = torch.arange(32) % 2

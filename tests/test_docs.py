@@ -18,7 +18,7 @@ from benchmarks.facts import bytes_per_parameter, variants
 from benchmarks.optimizers import CONTENDERS
 from benchmarks.readme import RESULTS
 from benchmarks.record import read_json
-from torch_scratch_optim import equivalence, fused
+from torch_scratch_optim import equivalence
 
 from .examples import ROOT, python_blocks
 
@@ -129,9 +129,9 @@ def in_docs(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)], ids=in_docs)
-def test_the_examples_of_a_page_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("few_lanes")
+def test_the_examples_of_a_page_run(page: Path) -> None:
     # One after another, as a reader would type them.
-    monkeypatch.setattr(fused, "LANES", 2)  # which compile in a fraction of the time
     scope: dict[str, Any] = {"__name__": "example"}
     for block in python_blocks(page):
         exec(compile(block, str(page), "exec"), scope)

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torch_scratch_optim import fused
-
 from .cases import CASES, PAIRS, Case, assert_equal_state, leaves, parameters, same_bits, train
 
 by_name = pytest.mark.parametrize("case", CASES, ids=str)
@@ -114,11 +112,9 @@ def in_threads(works: list[Callable[[], None]]) -> None:
     ids=["loop", "foreach", "fused"],
 )
 @each_optimizer
-def test_optimizers_may_step_in_threads_of_their_own(
-    case: Case, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("few_lanes")
+def test_optimizers_may_step_in_threads_of_their_own(case: Case, options: dict[str, Any]) -> None:
     # Eager steps hold the interpreter's lock between operations alone, so the threads mix well.
-    monkeypatch.setattr(fused, "LANES", 2)
     steps = range(10 if "fused" in options else 60)
     alone = [case.ours(parameters(seed=seed), **options) for seed in range(3)]
     threaded = [case.ours(parameters(seed=seed), **options) for seed in range(3)]
