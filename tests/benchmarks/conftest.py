@@ -13,6 +13,8 @@ import torch
 from benchmarks import report
 from benchmarks.data import DRAWN_NAME, Digits, load_digits
 from benchmarks.mnist import main
+from benchmarks.study import report as study_report
+from tests.benchmarks.study_jobs import run_study
 
 Job = Callable[..., int]
 TINY = ("--dataset", "drawn", "--train-size", "300", "--test-size", "100", "--batch-size", "64")
@@ -59,3 +61,18 @@ def digits() -> Digits:
     found = load_digits("drawn", Path("nowhere"), torch.device("cpu"), 300, 100)
     assert found.name == DRAWN_NAME
     return found
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report of a study has tests of its own."""
+    monkeypatch.setattr(study_report, "write", lambda out: (out / "report.md").write_text("report"))
+
+
+@pytest.fixture(scope="session")
+def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "study"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_report, "write", lambda out: (out / "report.md").write_text("report"))
+        assert run_study(out) == 0
+    return out
