@@ -11,6 +11,7 @@ import logging
 import threading
 import types
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain
 from typing import Any
@@ -21,9 +22,9 @@ from torch import Tensor
 from . import engines
 from .engines import SMALL, Cells, Kind, Row, Table, alike, functional, in_memory_order, numbers
 
-# A call of compiled code costs some 20 to 100 µs, so it takes many tensors at once, one in each
-# lane. More lanes make a call cheaper for each tensor, and the first one, which compiles, longer.
-LANES = 10
+# A call of compiled code costs some 15 to 100 µs, so it takes several tensors at once, one in each
+# lane. More lanes make the first call longer, which compiles, and beyond five few steps shorter.
+LANES = 5
 # So many small tensors are copied together into one lane: that is cheaper than a lane for each.
 PACK = 64
 
@@ -142,6 +143,8 @@ def _compile(
     rule: Callable[..., None], row: Row, fixed: dict[str, Any], names: list[str], values: Tensor
 ) -> tuple[Kernel, list[Lane]]:
     """Trace the rule over all lanes and compile it; also make fillers for lanes that stay empty."""
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list  # takes more than a second
+
     letters = tuple(row)
 
     def run(values: Tensor, *tensors: Tensor) -> None:
@@ -173,7 +176,12 @@ def _compile(
     # no two alike, or it would take them for one symbol. Compiled ahead of time, a kernel is kept
     # whoever resets the compiler.
     shown = chain(*lanes([2**16 + 2**7 * lane for lane in range(LANES)]))
-    kernel = compiled.aot_compile(((values, *shown), {}))
+    with ThreadPoolExecutor(1) as meanwhile:
+        if row["p"].is_cpu:
+            # Once on each machine torch tries out, by compiling for seven seconds, which vector
+            # instructions there are. Let it begin now, while the rule is traced.
+            meanwhile.submit(valid_vec_isa_list)
+        kernel = compiled.aot_compile(((values, *shown), {}))
     kernel.disable_guard_check()  # there are none, and looking for them takes 4 µs
     return kernel, lanes([2] * LANES)
 

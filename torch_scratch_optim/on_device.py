@@ -16,14 +16,6 @@ from torch.optim import optimizer as torchs
 from .engines import Table
 
 
-def stays_on_device(group: dict[str, Any]) -> bool:
-    """Whether no number may be read on the host: for a CUDA graph, or in a trace of torch.compile.
-
-    While torch traces a step, it sets `capturable` in every group that the trace sees.
-    """
-    return bool(group.get("capturable"))
-
-
 def check_devices(group: dict[str, Any], params: list[Tensor], state: Mapping[Any, Any]) -> None:
     """Refuse, in torch's words, capturable parameters or step counts that a graph cannot hold."""
     if any(p.grad is not None and p.grad.is_sparse for p in params):

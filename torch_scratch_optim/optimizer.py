@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from . import engines, fused
 from .carriers import Carrier
 from .engines import ORDINARY, Engine, Table
-from .on_device import check_devices, count_on_device, is_capturing, shards, stays_on_device
+from .on_device import check_devices, count_on_device, is_capturing, shards
 
 Group = dict[str, Any]
 
@@ -152,7 +152,8 @@ class ScratchOptimizer(torch.optim.Optimizer):
 
     def engine(self, group: Group, params: list[Tensor]) -> Engine:
         """The engine that a group's options ask for; by default foreach, for ordinary tensors."""
-        if group.get("differentiable") or stays_on_device(group):
+        # While torch.compile traces a step, every group that it sees is capturable.
+        if group.get("differentiable") or group.get("capturable"):
             return engines.tensorial
         if group.get("fused"):
             return partial(fused.fused, grad_scale=getattr(self, "grad_scale", None))
@@ -189,7 +190,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
                     state.update(self.new_state(p, group))
             table |= {letter: [s[name] for s in states] for letter, name in columns.items()}
             if self.counts_steps and params:
-                count = count_on_device if stays_on_device(group) else _count
+                count = count_on_device if group.get("capturable") else _count
                 counts = count([state["step"] for state in states])
             elif any(young):
                 counts = [1.0 if is_young else 2.0 for is_young in young]
