@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 
 from benchmarks.memory import peak_extra_bytes
-from torch_scratch_optim import ScratchAdam, ScratchOptimizer, ScratchSGD
+from torch_scratch_optim import ScratchAdam, ScratchOptimizer, ScratchSGD, fused
 
 from .cases import (
     CASES,
@@ -242,6 +242,17 @@ def test_there_are_no_temporaries_as_large_as_a_parameter(case: Case) -> None:
     if peak is None:
         pytest.skip("this system does not count a process' peak memory")
     assert peak < 16 * 2**20
+
+
+def test_what_is_too_long_for_32_bits_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "LONGEST", 6000)
+    long = torch.zeros(20_000)
+    lanes, _ = fused._lanes(("p", "g"), [(long, long)], ())
+    assert [lane[0].numel() for lane in lanes] == [6000, 6000, 6000, 2000]
+    ours = ScratchAdam(models(torch.float32), fused=True)
+    loop = ScratchAdam(models(torch.float32), foreach=False)
+    for _ in train(ours, loop, steps=range(3)):
+        assert_close_state(ours, loop)
 
 
 @pytest.mark.parametrize("shape", [(60, 100), (6000,), (7,)])

@@ -23,7 +23,7 @@ class Net(nn.Module):
         self.conv = nn.Conv2d(1, 2, 3)
         self.batch = nn.BatchNorm2d(2)
         self.layer = nn.LayerNorm((3, 4))  # of two dimensions, and still no matrix
-        self.attention = nn.MultiheadAttention(4, 2)
+        self.attention = nn.MultiheadAttention(4, 2, add_bias_kv=True)
         self.frozen = nn.Linear(4, 4).requires_grad_(False)
         self.head = nn.Linear(4, 7)
         self.head.weight = self.embedding.weight
@@ -39,7 +39,8 @@ def names(model: nn.Module, **options: Any) -> list[list[str]]:
 MATRICES = ["conv.weight", "attention.in_proj_weight", "attention.out_proj.weight"]
 OTHERS = [
     "scale", "bias", "conv.bias", "batch.weight", "batch.bias", "layer.weight", "layer.bias",
-    "attention.in_proj_bias", "attention.out_proj.bias", "head.bias",
+    "attention.in_proj_bias", "attention.bias_k", "attention.bias_v", "attention.out_proj.bias",
+    "head.bias",
 ]  # fmt: skip
 
 

@@ -156,7 +156,8 @@ def cut(row: Row) -> Iterable[Row]:
     """
     p = row["p"]
     size = p.numel()
-    if size <= block_size(p) or (flat := in_memory_order(row)) is None:
+    whole = size <= block_size(p) or row["g"].is_sparse
+    if whole or (flat := in_memory_order(tuple(row.values()))) is None:
         return (row,)
     lengths = _whole_grains(size) if is_half_on_cpu(p) else _even(size, block_size(p))
     pieces = zip(*(tensor.split(lengths) for tensor in flat), strict=True)
@@ -168,15 +169,15 @@ def block_size(p: Tensor) -> int:
     return CPU_BLOCK if p.is_cpu else DEVICE_BLOCK
 
 
-def in_memory_order(row: Row) -> list[Tensor] | None:
+def in_memory_order(row: Cells) -> list[Tensor] | None:
     """One-dimensional views of a row's tensors, if all are dense and laid out alike."""
-    p = row["p"]
+    if all(map(Tensor.is_contiguous, row)):
+        return [tensor.view(-1) for tensor in row]
+    p = row[0]
     order = sorted(range(p.ndim), key=p.stride, reverse=True)
-    if not p.permute(order).is_contiguous() or row["g"].is_sparse:
+    if not p.permute(order).is_contiguous() or any(t.stride() != p.stride() for t in row):
         return None
-    if any(tensor.stride() != p.stride() for tensor in row.values()):
-        return None
-    return [tensor.permute(order).view(-1) for tensor in row.values()]
+    return [tensor.permute(order).view(-1) for tensor in row]
 
 
 def _even(size: int, block: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import chain
@@ -28,9 +28,12 @@ LANES = 5
 # So many small tensors are copied together into one lane: that is cheaper than a lane for each.
 PACK = 64
 
+# What is compiled for a GPU indexes a lane in 32 bits.
+LONGEST = 2**30
+
 UNSCALE = "1 / grad_scale"
 Copy = tuple[Cells, list[Tensor] | Cells]
-Lane = list[Tensor]
+Lane = Sequence[Tensor]
 Kernel = Callable[..., None]
 _kernels: dict[object, tuple[Kernel, list[Lane]]] = {}
 
@@ -101,14 +104,13 @@ def _lanes(
         if size <= SMALL:
             if size > 0:
                 small.append(row)
-        elif all(tensor.is_contiguous() for tensor in row):
-            lanes.append([tensor.view(-1) for tensor in row])
-        elif (flat := in_memory_order(dict(zip(letters, row, strict=True)))) is not None:
-            lanes.append(flat)
-        else:
-            dense = [t.clone(memory_format=torch.contiguous_format) for t in row]
-            lanes.append([tensor.view(-1) for tensor in dense])
+            continue
+        if (flat := in_memory_order(row)) is None:
+            dense = [tensor.contiguous() for tensor in row]
+            flat = [tensor.view(-1) for tensor in dense]
             copied += [((t,), (d,)) for t, d in zip(row, dense, strict=True)]
+        pieces = [flat] if size <= LONGEST else zip(*(t.split(LONGEST) for t in flat), strict=True)
+        lanes += pieces
     for start in range(0, len(small), PACK):
         columns = list(zip(*small[start : start + PACK], strict=True))
         pack = _pack(tuple([p.shape for p in columns[0]]), kind, threading.get_ident())

@@ -18,9 +18,9 @@ def decay_groups(
 ) -> list[Group]:
     """Split a model's parameters into those that decay and those that do not.
 
-    What multiplies its input decays: the matrices and the kernels. Exempt are biases, the
-    parameters of normalisation layers, of whatever shape, and everything with fewer than two
-    dimensions. For any optimizer, torch's too::
+    What multiplies its input decays: the matrices and the kernels. Exempt are biases (``bias`` is
+    a word of their name, as in ``bias_k``) and the parameters of normalisation layers, of whatever
+    shape, and everything with fewer than two dimensions. For any optimizer, torch's too::
 
         ScratchAdamW(decay_groups(model, weight_decay=0.1), lr=1e-3)
 
@@ -47,7 +47,8 @@ def decay_groups(
     others: list[Any] = []
     for name, p in model.named_parameters():
         if p.requires_grad:
-            decays = p.ndim > 1 and p not in exempt and name.rpartition(".")[2] != "bias"
+            is_bias = "bias" in name.rpartition(".")[2].split("_")
+            decays = p.ndim > 1 and p not in exempt and not is_bias
             (decaying if decays else others).append((name, p) if named else p)
     groups = [(decaying, weight_decay), (others, 0.0)]
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
