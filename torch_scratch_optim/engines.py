@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from itertools import repeat
+from itertools import compress, repeat
 from operator import attrgetter
 from typing import Any
 
@@ -43,7 +43,7 @@ def loop(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> No
     """Run the rule on one tensor at a time, big tensors block by block."""
     scalars = numbers(scalars)
     for row in rows_of(table):
-        if row["p"].numel() <= GRAIN:
+        if row["p"].numel() <= CPU_BLOCK:
             rule(**row, **scalars)
         else:
             for block in cut(row):
@@ -53,29 +53,20 @@ def loop(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> No
 def foreach(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
     """Run the rule on many tensors at a time, gathered by device and dtype.
 
-    On a CPU only small tensors are gathered, so that a batch stays in the cache of one core.
+    On a CPU only small tensors are gathered, so that a batch stays in the cache of one core; and
+    not where there are only a few.
     """
+    alone = [p.numel() > SMALL and p.is_cpu for p in table["p"]]
+    if alone.count(False) <= FEW and all(p.is_cpu for p in table["p"]):
+        return loop(rule, table, scalars)
     scalars = numbers(scalars)
-    letters = tuple(table)
-    for (device, *_), rows in alike(table).items():
-        on_cpu = device.type == "cpu"
-        gathered: list[Cells] = []
-        for cells in rows:
-            if cells[0].numel() <= SMALL:
-                gathered.append(cells)
-                continue
-            for block in cut(dict(zip(letters, cells, strict=True))):
-                if on_cpu:
-                    rule(**block, **scalars)
-                else:
-                    gathered.append(tuple(block.values()))
-        if on_cpu and len(gathered) <= FEW:
-            for cells in gathered:
-                rule(**dict(zip(letters, cells, strict=True)), **scalars)
-        else:
-            for batch in _batches(gathered, GRAIN if on_cpu else DEVICE_BLOCK):
-                lists = map(TensorList, map(list, zip(*batch, strict=True)))
-                rule(**dict(zip(letters, lists, strict=True)), **scalars)
+    loop(rule, pick(table, alone), scalars)
+    for (device, *_), rows in alike(pick(table, [not a for a in alone])).items():
+        if device.type != "cpu":
+            rows = [tuple(b.values()) for r in rows for b in cut(dict(zip(table, r, strict=True)))]
+        for batch in _batches(rows, GRAIN if device.type == "cpu" else DEVICE_BLOCK):
+            lists = map(TensorList, map(list, zip(*batch, strict=True)))
+            rule(**dict(zip(table, lists, strict=True)), **scalars)
 
 
 def tensorial(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
@@ -133,6 +124,11 @@ def unscaled(gradients: list[Tensor], scale: Tensor) -> list[Tensor]:
 
 def rows_of(table: Table) -> Iterator[Row]:
     return map(dict, map(zip, repeat(tuple(table)), zip(*table.values(), strict=True)))
+
+
+def pick(table: Table, wanted: list[bool]) -> Table:
+    """The rows that are wanted."""
+    return {letter: list(compress(column, wanted)) for letter, column in table.items()}
 
 
 def alike(table: Table) -> dict[Kind, list[Cells]]:

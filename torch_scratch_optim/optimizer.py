@@ -284,10 +284,7 @@ def _by_step(table: Table, counts: list[float]) -> Iterable[tuple[float, Table]]
     different = dict.fromkeys(counts)
     if len(different) < 2:
         return ((t, table) for t in different)
-    return (
-        (t, {letter: list(compress(c, (n == t for n in counts))) for letter, c in table.items()})
-        for t in different
-    )
+    return ((t, engines.pick(table, [n == t for n in counts])) for t in different)
 
 
 def _as_real(tensor: Tensor) -> Tensor:
