@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 import torch_scratch_optim as scratch
 from benchmarks.option_cases import OPTION_CASES
-from torch_scratch_optim import ScratchOptimizer
+from torch_scratch_optim import ScratchOptimizer, engines
 
 # Name, ours, torch's, and what makes torch's the twin of ours.
 PAIRS: dict[str, tuple[type[ScratchOptimizer], type[Optimizer], dict[str, Any]]] = {
@@ -53,7 +53,10 @@ FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
 def parameters(dtype: torch.dtype = torch.float32, *, seed: int = 0) -> list[Tensor]:
-    """Leaves of every kind that a model may hold; two calls give equal ones."""
+    """Leaves of every kind that a model may hold; two calls give equal ones.
+
+    So many that the engine foreach gathers them: a few it leaves to the loop.
+    """
     random = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -68,7 +71,9 @@ def parameters(dtype: torch.dtype = torch.float32, *, seed: int = 0) -> list[Ten
         normal(20, 20)[:, ::2],
         normal(4, 3, 5, 5).contiguous(memory_format=torch.channels_last),
         normal(1000),
+        *map(normal, range(1, 11)),
     ]
+    assert len(made) > engines.FEW
     return [p.requires_grad_() for p in made]
 
 

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
@@ -107,6 +107,26 @@ def fully_sharded(case: Case) -> None:
             assert all(isinstance(t, DTensor) for name, t in state.items() if name != "step")
 
 
+def gradients_as_summands(case: Case) -> None:
+    """Sharded parameters whose gradients are summands, in the middle of a run of torch's."""
+    mesh = init_device_mesh("cpu", (WORLD,))
+    start = distribute_tensor(torch.linspace(-1, 1, 18).view(3, 6), mesh, [Shard(0)])
+    images = distribute_tensor(IMAGES, mesh, [Shard(0)])
+    p, q = (nn.Parameter(start.clone()) for _ in range(2))
+    ours, theirs = case.ours([p]), case.torchs([q])
+    for step in range(6):
+        if step == 3:
+            ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+        for weight, optimizer in ((p, ours), (q, theirs)):
+            optimizer.zero_grad()
+            (images @ weight.t()).square().mean().backward()
+            assert isinstance(weight.grad, DTensor)
+            assert weight.grad.placements[0].is_partial()
+            optimizer.step()
+        # torch's momentum adds up what has decayed, ours lets decay what has been added up.
+        torch.testing.assert_close(whole(p), whole(q))
+
+
 def fully_sharded_and_fused(case: Case) -> None:
     fused.LANES = 2  # compiles faster
     model = sharded(case)
@@ -167,6 +187,7 @@ SCENARIOS: dict[str, tuple[Callable[[Case], None], Case]] = {
         data_parallel,
         sharded_state,
         fully_sharded,
+        gradients_as_summands,
         fully_sharded_and_fused,
         checkpointed,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.optim import Optimizer
+
+from torch_scratch_optim import engines
 
 from .cases import PAIRS, Case, assert_equal_state, leaves
 
@@ -31,6 +34,13 @@ SMALL = st.lists(st.integers(0, 7), max_size=4).map(tuple) | st.sampled_from([(4
 # More than one block, so that they are cut.
 LARGE = st.sampled_from([(270_001,), (541, 500), (2, 2, 300, 301)])
 layouts = st.sampled_from(["dense", "transposed", "every other", "offset", "channels last"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def however_few_are_gathered() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "FEW", 0)
+        yield
 
 
 @dataclass(frozen=True)

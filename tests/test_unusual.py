@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_scratch_optim import ScratchAdam, ScratchSGD, engines, optimizer
+from torch_scratch_optim.carriers import TensorList
 
 from .cases import PAIRS, Case, assert_equal_state, leaves, parameters, train
 
@@ -24,12 +25,24 @@ both_engines = pytest.mark.parametrize("foreach", [False, True], ids=["loop", "f
 @both_engines
 def test_dtypes_may_be_mixed_in_a_group(case: Case, foreach: bool) -> None:
     def mixed() -> list[Tensor]:
-        return [p for dtype in (torch.float32, torch.float64, torch.bfloat16)
-                for p in parameters(dtype)[:3]]  # fmt: skip
+        dtypes = (torch.float32, torch.float64, torch.bfloat16)
+        return [p for dtype in dtypes for p in parameters(dtype)]
 
     ours, theirs = case.ours(mixed(), foreach=foreach), case.torchs(mixed())
     for step in train(ours, theirs, steps=range(20)):
         assert_equal_state(ours, theirs, f"step {step}")
+
+
+def test_on_other_devices_everything_is_gathered_and_big_tensors_in_blocks() -> None:
+    sizes: list[list[int]] = []
+
+    def rule(p: TensorList, g: TensorList) -> None:
+        sizes.append([t.numel() for t in p.tensors])
+
+    p = [torch.empty(n, device="meta") for n in (3, engines.DEVICE_BLOCK + 128, 0, 5)]
+    engines.foreach(rule, {"p": p, "g": p}, {})
+    half = engines.DEVICE_BLOCK // 2 + 64
+    assert sizes == [[3, half], [half, 0, 5]]
 
 
 @each_optimizer
@@ -86,12 +99,13 @@ def test_a_conjugated_parameter_is_refused_as_by_torch(case: Case) -> None:
 
 
 @counting
-def test_whole_numbers_count_steps_as_well(case: Case) -> None:
+@pytest.mark.parametrize("every", [1, 2])
+def test_whole_numbers_count_steps_as_well(case: Case, every: int) -> None:
     ours, theirs = case.ours(parameters()), case.torchs(parameters())
     for twin in (ours, theirs):
         for _ in train(twin, steps=range(3)):
             pass
-        for state in twin.state.values():
+        for state in list(twin.state.values())[::-every]:
             state["step"] = state["step"].to(torch.int64)
     for step in train(ours, theirs, steps=range(3, 8)):
         assert_equal_state(ours, theirs, f"step {step}")

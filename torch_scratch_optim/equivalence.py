@@ -95,14 +95,15 @@ class Certificate:
 
 
 def random_model(dtype: torch.dtype = torch.float32, *, seed: int = 0) -> nn.ParameterDict:
-    """Parameters of varied shapes, normally distributed.
+    """Parameters of varied shapes, normally distributed; enough of them that ``foreach`` gathers.
 
     Args:
         dtype: floating-point or complex. Default float32.
         seed: of the values; torch's own generators are not used. Default 0.
     """
     random = torch.Generator().manual_seed(seed)
-    shapes = {"matrix": (7, 5), "scalar": (), "long": (1000,), "waits": (3,)}
+    shapes: dict[str, Any] = {"matrix": (7, 5), "scalar": (), "long": (1000,)}
+    shapes |= {f"vector{size}": (size,) for size in range(1, 16)} | {"waits": (3,)}
     return nn.ParameterDict(
         [(name, torch.randn(s, generator=random, dtype=dtype)) for name, s in shapes.items()]
     )

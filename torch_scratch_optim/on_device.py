@@ -48,12 +48,20 @@ def count_on_device(steps: list[Tensor]) -> Tensor:
 def shards(table: Table) -> Table:
     """This process's parts of tensors, cut as the parameter is; ordinary tensors as they are."""
     return {
-        letter: [_shard(t, p) for t, p in zip(column, table["p"], strict=True)]
+        letter: [_local(cut_alike(t, p)) for t, p in zip(column, table["p"], strict=True)]
         for letter, column in table.items()
     }
 
 
-def _shard(tensor: Any, p: Any) -> Any:
-    if not hasattr(p, "placements"):
+def _local(tensor: Any) -> Any:
+    return tensor.to_local() if hasattr(tensor, "placements") else tensor
+
+
+def cut_alike(tensor: Any, p: Any) -> Any:
+    """A tensor cut as the parameter is: a copy, unless it is so already.
+
+    A gradient may still be a summand in each process, and so may state that torch's SGD copied.
+    """
+    if getattr(p, "placements", None) == getattr(tensor, "placements", None):
         return tensor
-    return tensor.redistribute(placements=p.placements).to_local()
+    return tensor.redistribute(placements=p.placements)

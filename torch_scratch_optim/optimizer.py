@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from . import engines, fused
 from .carriers import Carrier
 from .engines import ORDINARY, Engine, Table
-from .on_device import check_devices, count_on_device, is_capturing, shards
+from .on_device import check_devices, count_on_device, cut_alike, is_capturing, shards
 
 Group = dict[str, Any]
 
@@ -176,6 +176,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         The step is a number or, if it stays on the device, a tensor of one for each parameter.
         """
         table: Table = {"p": params, "g": [p.grad for p in params if p.grad is not None]}
+        ordinary = ORDINARY.issuperset(map(type, params))
         counts: list[float] | Tensor = [2.0] * len(params)
         if columns := self.columns(group):
             states = [self.state[p] for p in params]
@@ -188,6 +189,9 @@ class ScratchOptimizer(torch.optim.Optimizer):
             for p, state in compress(zip(params, states, strict=True), young):
                 if state.get(one_of_them) is None:  # a parameter may be listed twice
                     state.update(self.new_state(p, group))
+            if not ordinary:
+                for state, p in zip(states, params, strict=True):
+                    state |= {name: cut_alike(state[name], p) for name in columns.values()}
             table |= {letter: [s[name] for s in states] for letter, name in columns.items()}
             if self.counts_steps and params:
                 count = count_on_device if group.get("capturable") else _count
@@ -198,7 +202,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if scale is not None and any(g.is_sparse for g in table["g"]):
             # The fused engine does this itself; sparse gradients have another engine.
             table["g"] = engines.unscaled(table["g"], scale)
-        if not ORDINARY.issuperset(map(type, params)):
+        if not ordinary:
             table = shards(table)
         if (self.splits_complex or group.get("fused")) and any(map(torch.is_complex, params)):
             table["g"] = [g.resolve_conj() for g in table["g"]]
@@ -271,7 +275,7 @@ def _count(steps: list[Tensor]) -> list[float]:
         )
     if (
         kinds != {Tensor}
-        or not steps[0].is_floating_point()
+        or not all(map(Tensor.is_floating_point, steps))
         or len(set(map(id, steps))) < len(steps)
     ):
         return [step.add_(1).item() for step in steps]
