@@ -49,16 +49,16 @@ def test_a_quick_run_leaves_json_tables_and_a_picture(
     assert last["options"] == "decoupled_weight_decay=True, amsgrad=True, weight_decay=0.1"
     for row, columns in ((first, 4), (last, 5)):  # step, m, v and, with AMSGrad, v_max; p
         assert (row["optimizer"], row["dtype"]) == ("adam", "float32")
-        assert row["compared"] == 4 * 4 * columns
+        assert row["compared"] == 4 * 19 * columns
         assert all(row["max_ulps"][name] == 0 for name in PROMISED)
         assert row["max_ulps"][EPS_INSIDE] > 1e6
-        assert row["mismatches"][EPS_INSIDE] == 4 * 3
+        assert row["mismatches"][EPS_INSIDE] == 4 * 17
         assert row["first"][EPS_INSIDE].startswith("step 1, parameter of matrix: ")
     assert (tmp_path / "atlas" / "equivalence.png").read_bytes().startswith(b"\x89PNG")
     assert "## First divergences" in (tmp_path / "atlas" / "equivalence.md").read_text()
     shown = capsys.readouterr().out
     assert "[2/2] Adam, decoupled_weight_decay=True" in shown
-    assert "ours-foreach: 0 mismatches (cases: 2, tensors: 144)" in shown
+    assert "ours-foreach: 0 mismatches (cases: 2, tensors: 684)" in shown
 
 
 def test_everything_is_compared_unless_told_otherwise() -> None:
@@ -122,7 +122,7 @@ def test_a_broken_promise_ends_with_status_1(
     if breach == "fails":
         assert "adam, defaults, float32, ours-loop failed: RuntimeError: out of order" in shown
     else:
-        assert "ours-loop: 24 mismatches (cases: 2, " in shown
+        assert "ours-loop: 136 mismatches (cases: 2, " in shown
 
 
 def test_lookalikes_differ_as_their_formula_says() -> None:
