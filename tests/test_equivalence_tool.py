@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_scratch_optim import ScratchAdam
+from torch_scratch_optim import ScratchAdam, engines
 from torch_scratch_optim.equivalence import (
     FAR,
     compare,
@@ -195,6 +195,7 @@ def test_the_default_problem_depends_on_its_seeds_alone() -> None:
     compare(sgd, sgd, steps=2)
     assert torch.equal(torch.get_rng_state(), state)
     model = random_model()
+    assert len(model) > engines.FEW  # or foreach would be the loop
     gradients = []
     for step, seed in ((1, 0), (1, 0), (2, 0), (1, 1)):
         random_gradients(model, step, seed=seed)

@@ -62,9 +62,11 @@ def foreach(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) ->
     scalars = numbers(scalars)
     loop(rule, pick(table, alone), scalars)
     for (device, *_), rows in alike(pick(table, [not a for a in alone])).items():
+        most = GRAIN
         if device.type != "cpu":
+            most = DEVICE_BLOCK
             rows = [tuple(b.values()) for r in rows for b in cut(dict(zip(table, r, strict=True)))]
-        for batch in _batches(rows, GRAIN if device.type == "cpu" else DEVICE_BLOCK):
+        for batch in _batches(rows, most):
             lists = map(TensorList, map(list, zip(*batch, strict=True)))
             rule(**dict(zip(table, lists, strict=True)), **scalars)
 

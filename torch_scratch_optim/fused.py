@@ -27,7 +27,6 @@ from .engines import SMALL, Cells, Kind, Row, Table, alike, functional, in_memor
 LANES = 5
 # So many small tensors are copied together into one lane: that is cheaper than a lane for each.
 PACK = 64
-
 # What is compiled for a GPU indexes a lane in 32 bits.
 LONGEST = 2**30
 

@@ -63,16 +63,20 @@ def digits() -> Digits:
     return found
 
 
+def _stand_in(out: Path) -> None:
+    (out / "report.md").write_text("report")
+
+
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """The report of a study has tests of its own."""
-    monkeypatch.setattr(study_report, "write", lambda out: (out / "report.md").write_text("report"))
+    monkeypatch.setattr(study_report, "write", _stand_in)
 
 
 @pytest.fixture(scope="session")
 def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "study"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_report, "write", lambda out: (out / "report.md").write_text("report"))
+        patch.setattr(study_report, "write", _stand_in)
         assert run_study(out) == 0
     return out
