@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 from . import engines
 from .carriers import Carrier
 from .engines import Engine
-from .optimizer import Group, ScratchOptimizer, check_options, loss_gradient
+from .optimizer import Group, ScratchOptimizer, check_options
 
 
 def adagrad(
@@ -20,11 +20,8 @@ def adagrad(
     *,
     step_size: float,
     eps: float,
-    l2: float | None,
-    maximize: bool,
 ) -> None:
     """One step of AdaGrad."""
-    g = loss_gradient(p, g, l2=l2, maximize=maximize)  # g ← ±∇f(θ) + λθ
     s.addcmul_(g, g)  # s ← s + g²
     denom = s.sqrt().add_(eps)  # √s + ε
     p.addcdiv_(g, denom, value=-step_size)  # θ ← θ − γₜ g / (√s + ε)
@@ -130,8 +127,6 @@ class ScratchAdaGrad(ScratchOptimizer):
         return {
             "step_size": group["lr"] / (1 + (t - 1) * group["lr_decay"]),
             "eps": group["eps"],
-            "l2": group["weight_decay"] or None,
-            "maximize": bool(group["maximize"]),
         }
 
     def share_memory(self) -> None:

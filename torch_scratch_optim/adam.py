@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from .carriers import Carrier
 from .engines import Engine
-from .optimizer import Group, ScratchOptimizer, check_options, loss_gradient
+from .optimizer import Group, ScratchOptimizer, check_options
 
 
 def adam(
@@ -24,12 +24,9 @@ def adam(
     beta2: float,
     root_correction: float,
     eps: float,
-    l2: float | None,
     shrink: float | None,
-    maximize: bool,
 ) -> None:
     """One step of Adam."""
-    g = loss_gradient(p, g, l2=l2, maximize=maximize)  # g ← ±∇f(θ) + λθ
     if shrink is not None:
         p.mul_(shrink)  # θ ← (1 − γλ) θ          AdamW
     m.lerp_(g, 1 - beta1)  # m ← β₁m + (1 − β₁) g
@@ -146,9 +143,7 @@ class ScratchAdam(ScratchOptimizer):
             "beta2": beta2,
             "root_correction": (1 - beta2**t) ** 0.5,  # √(1 − β₂ᵗ)
             "eps": group["eps"],
-            "l2": None if decoupled else decay,
             "shrink": 1 - lr * decay if decoupled and decay is not None else None,
-            "maximize": bool(group["maximize"]),
         }
 
     def sparse_engine(self, group: Group) -> Engine:

@@ -9,8 +9,8 @@ pieces into batches without changing one bit of the result.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from itertools import compress, repeat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import compress
 from operator import attrgetter
 from typing import Any
 
@@ -19,11 +19,10 @@ from torch import Tensor
 
 from .carriers import Functional, TensorList, is_half_on_cpu
 
-Table = dict[str, list[Tensor]]
 Row = dict[str, Tensor]
 Cells = tuple[Tensor, ...]  # a row without its letters: what holds for many rows is said once
 Kind = tuple[Any, ...]  # a device and the dtypes of a row
-Engine = Callable[[Callable[..., None], Table, dict[str, Any]], None]
+Engine = Callable[[Callable[..., None], "Table", dict[str, Any]], None]
 
 # The most elements that move at once. Temporaries (√v, g + λθ) are as large as what moves: on a CPU
 # they should stay in its caches, other devices want enough work in each launch.
@@ -36,14 +35,52 @@ GRAIN = 2**15
 SMALL = 2**12
 FEW = 16
 
+# How the gradient is made that a rule is given; a rule's own scalars have other names.
+GRADIENT = ("gradient.inverse_scale", "gradient.maximize", "gradient.l2")
+
 ORDINARY = {Tensor, torch.nn.Parameter}  # neither shards nor other subclasses
+
+_IS_CPU = attrgetter("is_cpu")
+
+
+class Table:
+    """What a rule works on.
+
+    Args:
+        columns: for each letter of the rule, the tensors of all rows.
+        sizes: how many elements each row's tensors have, if that is known.
+    """
+
+    __slots__ = ("columns", "sizes")
+
+    def __init__(
+        self, columns: dict[str, list[Tensor]], sizes: Sequence[int] | None = None
+    ) -> None:
+        self.columns = columns
+        self.sizes = [p.numel() for p in columns["p"]] if sizes is None else sizes
+
+    def rows(self) -> Iterator[Row]:
+        letters = tuple(self.columns)
+        for cells in zip(*self.columns.values(), strict=True):
+            yield dict(zip(letters, cells, strict=True))
+
+    def pick(self, wanted: Sequence[bool]) -> Table:
+        """The rows that are wanted."""
+        columns = {letter: list(compress(c, wanted)) for letter, c in self.columns.items()}
+        return Table(columns, list(compress(self.sizes, wanted)))
+
+    def select(self, indices: Sequence[int]) -> Table:
+        """The rows of these indices."""
+        columns = {letter: [c[i] for i in indices] for letter, c in self.columns.items()}
+        return Table(columns, [self.sizes[i] for i in indices])
 
 
 def loop(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
     """Run the rule on one tensor at a time, big tensors block by block."""
-    scalars = numbers(scalars)
-    for row in rows_of(table):
-        if row["p"].numel() <= CPU_BLOCK:
+    letters = tuple(table.columns)
+    for size, *cells in zip(table.sizes, *table.columns.values(), strict=True):
+        row = dict(zip(letters, cells, strict=True))
+        if size <= CPU_BLOCK:
             rule(**row, **scalars)
         else:
             for block in cut(row):
@@ -56,19 +93,31 @@ def foreach(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) ->
     On a CPU only small tensors are gathered, so that a batch stays in the cache of one core; and
     not where there are only a few.
     """
-    alone = [p.numel() > SMALL and p.is_cpu for p in table["p"]]
-    if alone.count(False) <= FEW and all(p.is_cpu for p in table["p"]):
-        return loop(rule, table, scalars)
-    scalars = numbers(scalars)
-    loop(rule, pick(table, alone), scalars)
-    for (device, *_), rows in alike(pick(table, [not a for a in alone])).items():
+    on_cpu = list(map(_IS_CPU, table.columns["p"]))
+    alone = [size > SMALL for size in table.sizes]
+    if False not in on_cpu:
+        if alone.count(False) <= FEW:
+            return loop(rule, table, scalars)
+    else:
+        alone = [large and here for large, here in zip(alone, on_cpu, strict=True)]
+    loop(rule, table.pick(alone), scalars)
+    letters = tuple(table.columns)
+    for (device, *_), rows in alike(table.pick([not a for a in alone]).columns).items():
         most = GRAIN
         if device.type != "cpu":
             most = DEVICE_BLOCK
-            rows = [tuple(b.values()) for r in rows for b in cut(dict(zip(table, r, strict=True)))]
+            rows = [
+                tuple(b.values()) for r in rows for b in cut(dict(zip(letters, r, strict=True)))
+            ]
         for batch in _batches(rows, most):
             lists = map(TensorList, map(list, zip(*batch, strict=True)))
-            rule(**dict(zip(table, lists, strict=True)), **scalars)
+            rule(**dict(zip(letters, lists, strict=True)), **scalars)
+
+
+def whole(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
+    """Run the rule on one tensor at a time, as it is: subclasses may not know how to be cut."""
+    for row in table.rows():
+        rule(**row, **scalars)
 
 
 def tensorial(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
@@ -77,7 +126,7 @@ def tensorial(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) 
     Gradients flow through it, a CUDA graph captures it and a compiler traces it, for no number is
     read on the host.
     """
-    rows = list(rows_of(table))
+    rows = list(table.rows())
     for i, row in enumerate(rows):
         own = {
             name: _of_row(value, i, row["p"], len(rows)) if isinstance(value, Tensor) else value
@@ -104,14 +153,41 @@ def functional(rule: Callable[..., None], row: Row, scalars: dict[str, Any]) -> 
 
 def touched(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
     """Run the rule on the entries that a sparse gradient has: gather them, scatter them back."""
-    for row in rows_of(table):
+    for row in table.rows():
         g = row.pop("g").coalesce()
         where = tuple(g.indices())
         entries = {letter: tensor[where] for letter, tensor in row.items()}
         # torch works with sparse tensors here, which round after each product and sum.
-        functional(rule, entries | {"g": g.values()}, numbers(scalars))
+        functional(rule, entries | {"g": g.values()}, scalars)
         for letter, tensor in row.items():
             tensor.index_put_(where, entries[letter])
+
+
+def descending(rule: Callable[..., None], gradient: dict[str, Any]) -> Callable[..., None]:
+    """The rule, given the gradient that it descends: g ← ±g / scale + λθ.
+
+    It is the same for all rules, on whatever a rule is run; the user's own gradient stays as it is.
+
+    Args:
+        rule: the rule.
+        gradient: ``gradient.inverse_scale``, 1 / scale if the loss was multiplied by a scale;
+            ``gradient.maximize``, whether to ascend instead; ``gradient.l2``, the λ of a penalty
+            λ‖θ‖²/2. What there is not is None.
+    """
+    inverse_scale, maximize, l2 = map(gradient.get, GRADIENT)
+    if inverse_scale is None and not maximize and l2 is None:
+        return rule
+
+    def prepared(p: Any, g: Any, **others: Any) -> None:
+        if inverse_scale is not None:
+            g = g.mul(inverse_scale)
+        if maximize:
+            g = g.neg()
+        if l2 is not None:
+            g = g.add(p, alpha=l2)
+        rule(p=p, g=g, **others)
+
+    return prepared
 
 
 def numbers(scalars: dict[str, Any]) -> dict[str, Any]:
@@ -119,25 +195,11 @@ def numbers(scalars: dict[str, Any]) -> dict[str, Any]:
     return {k: v.item() if isinstance(v, Tensor) else v for k, v in scalars.items()}
 
 
-def unscaled(gradients: list[Tensor], scale: Tensor) -> list[Tensor]:
-    """Gradients of a loss that was multiplied by `scale`, as they are without."""
-    return [g * (1 / scale.item()) for g in gradients]
-
-
-def rows_of(table: Table) -> Iterator[Row]:
-    return map(dict, map(zip, repeat(tuple(table)), zip(*table.values(), strict=True)))
-
-
-def pick(table: Table, wanted: list[bool]) -> Table:
-    """The rows that are wanted."""
-    return {letter: list(compress(column, wanted)) for letter, column in table.items()}
-
-
-def alike(table: Table) -> dict[Kind, list[Cells]]:
+def alike(columns: dict[str, list[Tensor]]) -> dict[Kind, list[Cells]]:
     """The cells of each row, put together by the device and the dtypes of their tensors."""
-    kinds = [list(map(attrgetter("device"), table["p"]))]
-    kinds += [list(map(attrgetter("dtype"), column)) for column in table.values()]
-    rows = list(zip(*table.values(), strict=True))
+    kinds = [list(map(attrgetter("device"), columns["p"]))]
+    kinds += [list(map(attrgetter("dtype"), column)) for column in columns.values()]
+    rows = list(zip(*columns.values(), strict=True))
     if all(len(set(kind)) == 1 for kind in kinds):  # as in most models, so it should cost little
         return {tuple(kind[0] for kind in kinds): rows}
     sorted_out: defaultdict[Kind, list[Cells]] = defaultdict(list)

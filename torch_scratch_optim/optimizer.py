@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
-from itertools import compress
+from itertools import chain, compress, zip_longest
 from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import engines, fused
-from .carriers import Carrier
+from . import _fused, engines
+from ._checks import Checked, check, count, next_counts
+from ._cpp import require_compiler
 from .engines import ORDINARY, Engine, Table
 from .on_device import check_devices, count_on_device, cut_alike, is_capturing, shards
 
 Group = dict[str, Any]
-
-_ONE = torch.tensor(1.0, device="cpu")  # to add the number 1 would make such a tensor each time
 
 # What torch assumes for an option that an old checkpoint does not know.
 _BEFORE_IT_WAS_AN_OPTION: Group = {
@@ -33,15 +33,6 @@ _BEFORE_IT_WAS_AN_OPTION: Group = {
     "differentiable": False,
     "fused": None,
 }
-
-
-def loss_gradient(p: Carrier, g: Carrier, *, l2: float | None, maximize: bool) -> Carrier:
-    """The gradient that a rule descends: g ← ±g + λθ, the caller's own gradient left alone."""
-    if maximize:
-        g = g.neg()
-    if l2 is not None:
-        g = g.add(p, alpha=l2)
-    return g
 
 
 class ScratchOptimizer(torch.optim.Optimizer):
@@ -71,14 +62,15 @@ class ScratchOptimizer(torch.optim.Optimizer):
 
     rule: ClassVar[Callable[..., None]]
 
-    #: Whether the state holds a ``step`` count. Without one, :meth:`scalars` is given t = 1 at a
-    #: parameter's first step and t = 2 ever after.
+    #: Whether the state holds a ``step`` count. Without one, :meth:`scalars` is given None, and the
+    #: rule a flag `first`: whether this is a parameter's first step.
     counts_steps: ClassVar[bool] = True
     #: Whether a complex parameter is updated as pairs of real numbers. A linear rule need not.
     splits_complex: ClassVar[bool] = True
 
     def __init__(self, params: ParamsT, defaults: Group) -> None:
         _refuse_contradictions(defaults)
+        self._checked: dict[int, Checked] = {}
         super().__init__(params, defaults)
 
     def columns(self, group: Group) -> dict[str, str]:
@@ -117,50 +109,22 @@ class ScratchOptimizer(torch.optim.Optimizer):
             What `closure` returned, or None without one.
 
         Raises:
-            RuntimeError: a gradient is sparse, which the optimizer does not support; or a CUDA
-                graph is being captured, in which the step count, a number on the host, would be
-                frozen. No parameter and no state has changed.
+            RuntimeError: a gradient is sparse, which the optimizer does not support; a gradient or
+                a state has another shape than its parameter; or a CUDA graph is being captured, in
+                which the step count, a number on the host, would be frozen. No parameter and no
+                state has changed.
             AssertionError: in torch's words, for capturable parameters on a CPU.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # GradScaler sets `found_inf` and `grad_scale` for the time of a step.
-        if (found_inf := getattr(self, "found_inf", None)) is not None and found_inf.item():
-            return loss
-        work: list[tuple[Group, list[Tensor], Engine]] = []
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if group.get("capturable"):
-                check_devices(group, params, self.state)
-            elif self.counts_steps and is_capturing():
-                raise RuntimeError(
-                    "Attempting CUDA graph capture of step() for an instance of "
-                    f"{type(self).__name__} but param_groups' capturable is False."
-                )
-            # Before any state is made: a first step that fails must remain a first step.
-            if sparse := [p for p in params if p.grad.is_sparse]:
-                work.append((group, sparse, self.sparse_engine(group)))
-                params = [p for p in params if not p.grad.is_sparse]
-            work.append((group, params, self.engine(group, params)))
+        # All groups are checked, and what must be compiled is, before anything moves.
+        updates = [update for group in self.param_groups for update in self._updates(group)]
         with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
-            for group, params, engine in work:
-                for t, table in self._tables(group, params):
-                    engine(self.rule, table, self.scalars(t, group))
+            for update in updates:
+                update()
         return loss
-
-    def engine(self, group: Group, params: list[Tensor]) -> Engine:
-        """The engine that a group's options ask for; by default foreach, for ordinary tensors."""
-        # While torch.compile traces a step, every group that it sees is capturable.
-        if group.get("differentiable") or group.get("capturable"):
-            return engines.tensorial
-        if group.get("fused"):
-            return partial(fused.fused, grad_scale=getattr(self, "grad_scale", None))
-        choice = group.get("foreach")
-        if choice is None:
-            choice = ORDINARY.issuperset(map(type, params))
-        return engines.foreach if choice else engines.loop
 
     def sparse_engine(self, group: Group) -> Engine:
         """The engine for parameters whose gradient is sparse.
@@ -170,49 +134,203 @@ class ScratchOptimizer(torch.optim.Optimizer):
         """
         raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
 
-    def _tables(self, group: Group, params: list[Tensor]) -> Iterable[tuple[Any, Table]]:
-        """What the rule needs of each parameter, by the step that it now takes.
+    def _updates(self, group: Group) -> list[Callable[[], None]]:
+        """A group's step, all of it checked and compiled: what is left to do."""
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        for p in group["params"]:
+            if (g := p.grad) is not None:
+                params.append(p)
+                grads.append(g)
+        if group.get("capturable"):
+            check_devices(group, params, self.state)
+        elif self.counts_steps and is_capturing():
+            raise RuntimeError(
+                "Attempting CUDA graph capture of step() for an instance of "
+                f"{type(self).__name__} but param_groups' capturable is False."
+            )
+        # GradScaler sets `found_inf` and `grad_scale` for the time of a step.
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if not params or (found_inf is not None and found_inf.item()):
+            return []
+        sparse = [g.is_sparse for g in grads]
+        if True not in sparse:
+            return [self._update(group, params, grads)]
+        engine = self.sparse_engine(group)
+        updates = [self._update(group, *(list(compress(c, sparse)) for c in (params, grads)), engine)]
+        if False in sparse:
+            dense = [not is_sparse for is_sparse in sparse]
+            updates.append(self._update(group, *(list(compress(c, dense)) for c in (params, grads))))
+        return updates
 
-        The step is a number or, if it stays on the device, a tensor of one for each parameter.
+    def _update(
+        self,
+        group: Group,
+        params: list[Tensor],
+        grads: list[Tensor],
+        sparse_engine: Engine | None = None,
+    ) -> Callable[[], None]:
+        """What is left to do for some parameters of a group."""
+        letters = self.columns(group)
+        states, new = self._states(group, params, letters)
+        columns = {"p": params, "g": grads}
+        for letter, name in letters.items():
+            columns[letter] = [state[name] for state in states]
+        steps = [state["step"] for state in states] if self.counts_steps else []
+        checked = self._check(group, columns, steps)
+        table = Table(columns, checked.sizes) if checked else self._real(group, columns)
+        gradient = self._gradient(group)
+        if group.get("capturable"):
+            return partial(self._update_on_device, group, table, steps, gradient, new)
+        if self.counts_steps:
+            values: list[Any] = checked.next_counts(steps) if checked else next_counts(steps)
+        else:
+            values = [p in new for p in params] if new else [False] * len(params)
+        parts = [(self._scalars(group, value), rows) for value, rows in by_value(table, values)]
+        if not group.get("differentiable"):
+            gradient = engines.numbers(gradient)
+            parts = [(engines.numbers(scalars), rows) for scalars, rows in parts]
+        if group.get("fused") and not sparse_engine:
+            move, steps = _fused.plan(self.rule, parts, gradient, checked, steps)
+        else:
+            engine = sparse_engine or _engine(group, params, table, checked)
+            move = partial(run_all, engine, engines.descending(self.rule, gradient), parts)
+        return partial(self._finish, new, move, steps)
+
+    def _finish(
+        self, new: dict[Tensor, dict[str, Any]], move: Callable[[], None], steps: list[Tensor]
+    ) -> None:
+        """Keep the new state, move, and count what was moved."""
+        for p, state in new.items():
+            self.state[p].update(state)
+        move()
+        if steps:
+            count(steps)
+
+    def _update_on_device(
+        self,
+        group: Group,
+        table: Table,
+        steps: list[Tensor],
+        gradient: dict[str, Any],
+        new: dict[Tensor, dict[str, Tensor]],
+    ) -> None:
+        """Count on the device; the counts of the parameters and all that follows stay there."""
+        rule = engines.descending(self.rule, gradient)
+        firsts = [p in new for p in table.columns["p"]]
+        for p, state in new.items():
+            self.state[p].update(state)
+        if self.counts_steps:
+            engines.tensorial(rule, table, self.scalars(count_on_device(steps), group))
+        else:
+            for first, rows in by_value(table, firsts):
+                engines.tensorial(rule, rows, self._scalars(group, first))
+
+    def _scalars(self, group: Group, value: Any) -> dict[str, Any]:
+        """The rule's scalars at a step, or those of an optimizer that does not count."""
+        if self.counts_steps:
+            return self.scalars(value, group)
+        return self.scalars(None, group) | {"first": value}
+
+    def _check(
+        self, group: Group, columns: dict[str, list[Tensor]], steps: list[Tensor]
+    ) -> Checked | None:
+        """Refuse shapes that no engine may move; say what else there is to know of the tensors,
+        if they are ordinary ones."""
+        if torch.compiler.is_compiling():
+            self._refuse_shapes(group, columns)
+            return None
+        tensors = [*chain.from_iterable(columns.values()), *steps]
+        checked: Checked | None = self._checked.get(id(group))
+        if checked is None or not checked.holds(tensors):
+            self._refuse_shapes(group, columns)
+            checked = check(columns, steps, tensors)
+            if checked is not None:
+                self._checked[id(group)] = checked
+        return checked
+
+    def _states(
+        self, group: Group, params: list[Tensor], columns: dict[str, str]
+    ) -> tuple[list[dict[str, Any]], dict[Tensor, dict[str, Any]]]:
+        """The state of each parameter, and what of it is new and not yet kept.
+
+        As in torch, a state that is empty is made; one in which something is missing is an error.
         """
-        table: Table = {"p": params, "g": [p.grad for p in params if p.grad is not None]}
-        ordinary = ORDINARY.issuperset(map(type, params))
-        counts: list[float] | Tensor = [2.0] * len(params)
-        if columns := self.columns(group):
-            states = [self.state[p] for p in params]
-            one_of_them = next(iter(columns.values()))
-            young = [state.get(one_of_them) is None for state in states]
-            if any(young) and is_capturing():
-                raise RuntimeError(
-                    "step() makes state: it cannot be captured before it has run once"
-                )
-            for p, state in compress(zip(params, states, strict=True), young):
-                if state.get(one_of_them) is None:  # a parameter may be listed twice
-                    state.update(self.new_state(p, group))
-            if not ordinary:
-                for state, p in zip(states, params, strict=True):
-                    state |= {name: cut_alike(state[name], p) for name in columns.values()}
-            table |= {letter: [s[name] for s in states] for letter, name in columns.items()}
-            if self.counts_steps and params:
-                count = count_on_device if group.get("capturable") else _count
-                counts = count([state["step"] for state in states])
-            elif any(young):
-                counts = [1.0 if is_young else 2.0 for is_young in young]
+        if not columns and not self.counts_steps:
+            return [], {}
+        states: list[Any] = list(map(self.state.get, params))
+        if self.counts_steps:
+            if all(states):
+                return states, {}
+            missing = [not state for state in states]
+        else:  # as in torch's SGD, whose buffer is absent or None before
+            name = next(iter(columns.values()))
+            missing = [not state or state.get(name) is None for state in states]
+            if True not in missing:
+                return states, {}
+        if is_capturing():
+            raise RuntimeError("step() makes state: it cannot be captured before it has run once")
+        new = {p: self.new_state(p, group) for p in compress(params, missing)}
+        return [(new.get(p) or state) for p, state in zip(params, states, strict=True)], new
+
+    def _gradient(self, group: Group) -> dict[str, Any]:
+        """How the gradient is made that the rule descends; see :func:`~.engines.descending`."""
         scale: Tensor | None = getattr(self, "grad_scale", None)
-        if scale is not None and any(g.is_sparse for g in table["g"]):
-            # The fused engine does this itself; sparse gradients have another engine.
-            table["g"] = engines.unscaled(table["g"], scale)
-        if not ordinary:
-            table = shards(table)
+        decoupled = group.get("decoupled_weight_decay")
+        return {
+            "gradient.inverse_scale": None if scale is None else 1 / scale.item(),
+            "gradient.maximize": bool(group.get("maximize")),
+            "gradient.l2": None if decoupled else group.get("weight_decay") or None,
+        }
+
+    def _real(self, group: Group, columns: dict[str, list[Tensor]]) -> Table:
+        """A table of real tensors that are here: this process's shards, complex numbers as pairs."""
+        params = columns["p"]
+        if not ORDINARY.issuperset(map(type, params)):
+            for letter, name in self.columns(group).items():
+                columns[letter] = list(map(cut_alike, columns[letter], params))
+                for p, t in zip(params, columns[letter], strict=True):
+                    if p in self.state:
+                        self.state[p][name] = t
+            columns = shards(columns)
         if (self.splits_complex or group.get("fused")) and any(map(torch.is_complex, params)):
-            table["g"] = [g.resolve_conj() for g in table["g"]]
-            table = {letter: list(map(_as_real, column)) for letter, column in table.items()}
-        return ((counts, table),) if isinstance(counts, Tensor) else _by_step(table, counts)
+            columns["g"] = [g.resolve_conj() for g in columns["g"]]
+            columns = {letter: list(map(_as_real, column)) for letter, column in columns.items()}
+        return Table(columns)
+
+    def _refuse_shapes(self, group: Group, columns: dict[str, list[Tensor]]) -> None:
+        """Refuse tensors of another shape than their parameter, in torch's words and by name."""
+        for letter, column in columns.items():
+            for p, t in zip(columns["p"], column, strict=True):
+                if p.shape != t.shape:
+                    sizes = list(zip_longest(reversed(p.shape), reversed(t.shape), fillvalue=1))
+                    at = next((i for i, (a, b) in enumerate(sizes) if a != b), len(sizes) - 1)
+                    what = "gradient" if letter == "g" else self.columns(group)[letter]
+                    raise RuntimeError(
+                        f"The size of tensor a ({sizes[at][0]}) must match the size of tensor b "
+                        f"({sizes[at][1]}) at non-singleton dimension {len(sizes) - 1 - at}: "
+                        f"{self._name_of(p, group)} has the shape {list(p.shape)}, its {what} "
+                        f"{list(t.shape)}"
+                    )
+
+    def _name_of(self, p: Tensor, group: Group) -> str:
+        index = next(i for i, q in enumerate(group["params"]) if q is p)
+        if "param_names" in group:
+            return f"parameter {group['param_names'][index]!r}"
+        number = next(i for i, g in enumerate(self.param_groups) if g is group)
+        return f"parameter {index} of group {number}"
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Tells GradScaler to leave the gradients to :meth:`step`, `found_inf` and `grad_scale`."""
+        assigned: bool | None = self.__dict__.get("_step_supports_amp_scaling")
+        if assigned is not None:  # as wrappers do
+            return assigned
         return all(g.get("fused") and not g.get("capturable") for g in self.param_groups)
+
+    @_step_supports_amp_scaling.setter
+    def _step_supports_amp_scaling(self, value: bool) -> None:
+        self.__dict__["_step_supports_amp_scaling"] = value
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters, with options of its own if it has any.
@@ -229,6 +347,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         for group in state["param_groups"]:
             _refuse_contradictions(group)
         super().__setstate__(state)
+        self._checked = {}
         for group in self.param_groups:
             for option in self.defaults.keys() & _BEFORE_IT_WAS_AN_OPTION.keys():
                 group.setdefault(option, _BEFORE_IT_WAS_AN_OPTION[option])
@@ -263,32 +382,36 @@ def _refuse_contradictions(options: Group) -> None:
     # With a GPU it depends on where the parameters are, and the first step tells.
     compiles = options.get("fused") and not options.get("capturable")
     if compiles and not torch.cuda.is_available():
-        fused.require_compiler()
+        require_compiler()
 
 
-def _count(steps: list[Tensor]) -> list[float]:
-    """Count one more step, and say how many that makes."""
-    kinds = set(map(type, steps))
-    if not all(issubclass(kind, Tensor) for kind in kinds):
-        raise RuntimeError(
-            "API has changed, `state_steps` argument must contain a list of singleton tensors"
-        )
-    if (
-        kinds != {Tensor}
-        or not all(map(Tensor.is_floating_point, steps))
-        or len(set(map(id, steps))) < len(steps)
-    ):
-        return [step.add_(1).item() for step in steps]
-    torch._foreach_add_(steps, [_ONE] * len(steps))
-    return list(map(Tensor.item, steps))
+def run_all(engine: Engine, rule: Callable[..., None], parts: list[Any]) -> None:
+    for scalars, rows in parts:
+        engine(rule, rows, scalars)
 
 
-def _by_step(table: Table, counts: list[float]) -> Iterable[tuple[float, Table]]:
-    """Put together what has taken equally many steps: then each scalar is one number for all."""
-    different = dict.fromkeys(counts)
-    if len(different) < 2:
-        return ((t, table) for t in different)
-    return ((t, engines.pick(table, [n == t for n in counts])) for t in different)
+def _engine(group: Group, params: list[Tensor], table: Table, checked: Checked | None) -> Engine:
+    """The engine that a group's options ask for; by default foreach, for ordinary tensors."""
+    if group.get("differentiable"):
+        return engines.tensorial
+    foreach = group.get("foreach")
+    if checked is None and not foreach:
+        types = {type(t) for column in table.columns.values() for t in column}
+        if not ORDINARY.issuperset(types):
+            return engines.whole
+        if not ORDINARY.issuperset(map(type, params)):
+            return engines.loop
+    return engines.loop if foreach is False else engines.foreach
+
+
+def by_value(table: Table, values: list[Any]) -> list[tuple[Any, Table]]:
+    """Rows by a value that each has: the rows that share one can share their scalars."""
+    if values.count(values[0]) == len(values):
+        return [(values[0], table)]
+    rows: defaultdict[Any, list[int]] = defaultdict(list)
+    for i, value in enumerate(values):
+        rows[value].append(i)
+    return [(value, table.select(indices)) for value, indices in rows.items()]
 
 
 def _as_real(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch.optim.optimizer import ParamsT
 
 from .carriers import Carrier
 from .engines import Engine
-from .optimizer import Group, ScratchOptimizer, check_options, loss_gradient
+from .optimizer import Group, ScratchOptimizer, check_options
 
 
 def rmsprop(
@@ -23,11 +23,8 @@ def rmsprop(
     alpha: float,
     eps: float,
     momentum: float,
-    l2: float | None,
-    maximize: bool,
 ) -> None:
     """One step of RMSProp."""
-    g = loss_gradient(p, g, l2=l2, maximize=maximize)  # g ← ±∇f(θ) + λθ
     v.mul_(alpha).addcmul_(g, g, value=1 - alpha)  # v ← αv + (1 − α) g²
     if g_avg is None:
         denom = v.sqrt()  # √v
@@ -133,8 +130,6 @@ class ScratchRMSProp(ScratchOptimizer):
             "alpha": group["alpha"],
             "eps": group["eps"],
             "momentum": group["momentum"],
-            "l2": group["weight_decay"] or None,
-            "maximize": bool(group["maximize"]),
         }
 
     def sparse_engine(self, group: Group) -> Engine:

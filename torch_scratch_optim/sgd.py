@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from . import engines
 from .carriers import Carrier
 from .engines import Engine
-from .optimizer import Group, ScratchOptimizer, check_options, loss_gradient
+from .optimizer import Group, ScratchOptimizer, check_options
 
 
 def sgd(
@@ -24,11 +24,8 @@ def sgd(
     dampening: float,
     nesterov: bool,
     first: bool,
-    l2: float | None,
-    maximize: bool,
 ) -> None:
     """One step of stochastic gradient descent."""
-    g = loss_gradient(p, g, l2=l2, maximize=maximize)  # g ← ±∇f(θ) + λθ
     if b is not None:
         if first:
             b.copy_(g)  # b ← g
@@ -136,9 +133,6 @@ class ScratchSGD(ScratchOptimizer):
             "momentum": group["momentum"],
             "dampening": group["dampening"],
             "nesterov": bool(group["nesterov"]),
-            "first": t == 1,
-            "l2": group["weight_decay"] or None,
-            "maximize": bool(group["maximize"]),
         }
 
 

@@ -1,0 +1,107 @@
+"""What an engine must know of tensors before it moves them, and whether it still holds.
+
+To look at every property of every tensor in Python takes longer than a small step. So the look is
+taken once; at later steps torch's own guards, one call from C++, compare all that it depended on.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .engines import ORDINARY, in_memory_order
+
+_ONE = torch.tensor(1.0, device="cpu")  # to add the number 1 would make such a tensor each time
+Kind = tuple[torch.device, torch.dtype]
+KIND = attrgetter("device", "dtype")
+
+
+class Checked:
+    """What there is to know of a group's tensors.
+
+    Attributes:
+        sizes: how many elements each row's tensors have.
+        kinds: the device and dtype of each column, if a kernel can take the rows as they are: they
+            are of one kind, dense and laid out alike; else None.
+        counted: whether the step counts are such as a kernel can count.
+        kernels: those that have moved them, by rule, flags and names of numbers.
+    """
+
+    def __init__(
+        self, columns: dict[str, list[Tensor]], steps: list[Tensor], tensors: list[Tensor]
+    ) -> None:
+        self.sizes = array("q", [p.numel() for p in columns["p"]])
+        kinds = [set(map(KIND, column)) for column in columns.values()]
+        self.kinds: tuple[Kind, ...] | None = None
+        if (
+            all([len(kind) == 1 for kind in kinds])
+            and len({device for kind in kinds for device, _ in kind}) == 1
+            and not any(map(Tensor.is_neg, tensors))
+            and None not in map(in_memory_order, zip(*columns.values(), strict=True))
+        ):
+            self.kinds = tuple([kind.pop() for kind in kinds])
+        self.counted = set(map(KIND, steps)) == {(torch.device("cpu"), torch.float32)}
+        self.kernels: dict[Any, Any] = {}
+        self.peek: Callable[[array[int]], float] | None = None
+        self._guards = torch._C._dynamo.guards.TensorGuards(
+            *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
+        )
+
+    def holds(self, tensors: list[Tensor]) -> bool:
+        """Whether it holds of these tensors, too: they have the same types, layouts, devices,
+        dtypes, sizes, strides, conjugate and negative bits, and no two are the same object."""
+        same: bool = self._guards.check(*tensors)
+        return same
+
+    def next_counts(self, steps: list[Tensor]) -> list[float]:
+        """As :func:`next_counts`, at once where a kernel can look."""
+        if self.peek is not None:
+            t = self.peek(array("q", map(Tensor.data_ptr, steps)))
+            if t == t:
+                return [t] * len(steps)
+        return next_counts(steps)
+
+
+def check(
+    columns: dict[str, list[Tensor]], steps: list[Tensor], tensors: list[Tensor]
+) -> Checked | None:
+    """Look at tensors whose shapes agree; None if some are not ordinary real ones."""
+    if not ORDINARY.issuperset(map(type, tensors)) or any(map(torch.is_complex, tensors)):
+        return None
+    return Checked(columns, steps, tensors)
+
+
+def next_counts(steps: list[Tensor]) -> list[float]:
+    """The step that each parameter is about to take; nothing is counted yet."""
+    if not all([issubclass(kind, Tensor) for kind in set(map(type, steps))]):
+        raise RuntimeError(
+            "API has changed, `state_steps` argument must contain a list of singleton tensors"
+        )
+    counts = [n + 1.0 for n in map(Tensor.item, steps)]
+    if max(counts) > 2**24:  # beyond that float32 counts no further
+        counts = [step.add(1).item() for step in steps]
+    if len(set(map(id, steps))) < len(steps):  # shared: counted once for each, as torch does
+        before = Counter[int]()
+        for i, step in enumerate(steps):
+            counts[i] += before[id(step)]
+            before[id(step)] += 1
+    return counts
+
+
+def count(steps: list[Tensor]) -> None:
+    """Count one more step."""
+    if (
+        set(map(type, steps)) == {Tensor}
+        and all(map(Tensor.is_floating_point, steps))
+        and len(set(map(id, steps))) == len(steps)
+    ):
+        torch._foreach_add_(steps, [_ONE] * len(steps))
+    else:
+        for step in steps:
+            step.add_(1)
