@@ -129,7 +129,6 @@ def in_docs(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)], ids=in_docs)
-@pytest.mark.usefixtures("few_lanes")
 def test_the_examples_of_a_page_run(page: Path) -> None:
     # One after another, as a reader would type them.
     scope: dict[str, Any] = {"__name__": "example"}

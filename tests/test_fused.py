@@ -27,7 +27,6 @@ from .cases import (
     train,
 )
 
-pytestmark = pytest.mark.usefixtures("few_lanes")
 each_optimizer = pytest.mark.parametrize("case", [Case(n) for n in PAIRS], ids=str)
 
 

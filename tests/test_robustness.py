@@ -112,7 +112,6 @@ def in_threads(works: list[Callable[[], None]]) -> None:
     ids=["loop", "foreach", "fused"],
 )
 @each_optimizer
-@pytest.mark.usefixtures("few_lanes")
 def test_optimizers_may_step_in_threads_of_their_own(case: Case, options: dict[str, Any]) -> None:
     # Eager steps hold the interpreter's lock between operations alone, so the threads mix well.
     steps = range(10 if "fused" in options else 60)

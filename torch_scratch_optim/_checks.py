@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import engines
 from .engines import ORDINARY, in_memory_order
 
 _ONE = torch.tensor(1.0, device="cpu")  # to add the number 1 would make such a tensor each time
@@ -30,6 +31,7 @@ class Checked:
         kinds: the device and dtype of each column, if a kernel can take the rows as they are: they
             are of one kind, dense and laid out alike; else None.
         counted: whether the step counts are such as a kernel can count.
+        gathers: whether foreach has anything to gather.
         kernels: those that have moved them, by rule, flags and names of numbers.
     """
 
@@ -47,8 +49,10 @@ class Checked:
         ):
             self.kinds = tuple([kind.pop() for kind in kinds])
         self.counted = set(map(KIND, steps)) == {(torch.device("cpu"), torch.float32)}
+        self.gathers = engines.gathers(columns["p"], self.sizes)
         self.kernels: dict[Any, Any] = {}
         self.peek: Callable[[array[int]], float] | None = None
+        self._length = len(tensors)
         self._guards = torch._C._dynamo.guards.TensorGuards(
             *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
         )
@@ -56,8 +60,7 @@ class Checked:
     def holds(self, tensors: list[Tensor]) -> bool:
         """Whether it holds of these tensors, too: they have the same types, layouts, devices,
         dtypes, sizes, strides, conjugate and negative bits, and no two are the same object."""
-        same: bool = self._guards.check(*tensors)
-        return same
+        return len(tensors) == self._length and self._guards.check(*tensors)
 
     def next_counts(self, steps: list[Tensor]) -> list[float]:
         """As :func:`next_counts`, at once where a kernel can look."""
@@ -71,9 +74,10 @@ class Checked:
 def check(
     columns: dict[str, list[Tensor]], steps: list[Tensor], tensors: list[Tensor]
 ) -> Checked | None:
-    """Look at tensors whose shapes agree; None if some are not ordinary real ones."""
-    if not ORDINARY.issuperset(map(type, tensors)) or any(map(torch.is_complex, tensors)):
-        return None
+    """Look at tensors whose shapes agree; None if some are no ordinary, dense, real ones."""
+    for t in tensors:
+        if type(t) not in ORDINARY or t.layout is not torch.strided or t.is_complex():
+            return None
     return Checked(columns, steps, tensors)
 
 

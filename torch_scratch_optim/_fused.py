@@ -18,9 +18,7 @@ from torch import Tensor
 
 from ._checks import KIND, Checked, Kind, count
 from ._kernels import Kernel, Signature, kernel_for
-from .engines import ORDINARY, Table, descending, in_memory_order, loop
-
-Part = tuple[dict[str, Any], Table]  # scalars and the rows that they are for
+from .engines import ORDINARY, Part, Table, descending, in_memory_order, loop, numbers
 
 _ADDRESS = Tensor.data_ptr
 
@@ -59,7 +57,7 @@ def plan(
             else:
                 names.append(name)
                 numbers.append(value)
-        if checked and checked.kinds and len(parts) == 1:
+        if checked is not None and checked.kinds and len(parts) == 1:
             key = (rule, rounded, tuple(flags), tuple(names))
             return _plan_checked(key, table, numbers, scalars, gradient, checked, steps)
         for kinds, rows in by_kind(table):
@@ -169,7 +167,7 @@ class _Move:
 
 def _by_loop(rule: Callable[..., None], parts: list[Part], gradient: dict[str, Any]) -> None:
     for scalars, table in parts:
-        loop(descending(rule, gradient), table, scalars)
+        loop(descending(rule, numbers(gradient)), table, scalars)
 
 
 def _dense(

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as torchs
 
-from .engines import Table
 
 
 def check_devices(group: dict[str, Any], params: list[Tensor], state: Mapping[Any, Any]) -> None:
@@ -45,11 +44,11 @@ def count_on_device(steps: list[Tensor]) -> Tensor:
     return torch.stack([step.to(steps[0].device) for step in steps]).double()
 
 
-def shards(table: Table) -> Table:
+def shards(columns: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
     """This process's parts of tensors, cut as the parameter is; ordinary tensors as they are."""
     return {
-        letter: [_local(cut_alike(t, p)) for t, p in zip(column, table["p"], strict=True)]
-        for letter, column in table.items()
+        letter: [_local(cut_alike(t, p)) for t, p in zip(column, columns["p"], strict=True)]
+        for letter, column in columns.items()
     }
 
 

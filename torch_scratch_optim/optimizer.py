@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT
 from . import _fused, engines
 from ._checks import Checked, check, count, next_counts
 from ._cpp import require_compiler
-from .engines import ORDINARY, Engine, Table
+from .engines import ORDINARY, Engine, Part, Table
 from .on_device import check_devices, count_on_device, cut_alike, is_capturing, shards
 
 Group = dict[str, Any]
@@ -98,7 +98,6 @@ class ScratchOptimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update, once, every parameter that has a gradient.
 
@@ -119,9 +118,9 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # All groups are checked, and what must be compiled is, before anything moves.
-        updates = [update for group in self.param_groups for update in self._updates(group)]
         with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
+            # All groups are checked, and what must be compiled is, before anything moves.
+            updates = [update for group in self.param_groups for update in self._updates(group)]
             for update in updates:
                 update()
         return loss
@@ -153,24 +152,6 @@ class ScratchOptimizer(torch.optim.Optimizer):
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if not params or (found_inf is not None and found_inf.item()):
             return []
-        sparse = [g.is_sparse for g in grads]
-        if True not in sparse:
-            return [self._update(group, params, grads)]
-        engine = self.sparse_engine(group)
-        updates = [self._update(group, *(list(compress(c, sparse)) for c in (params, grads)), engine)]
-        if False in sparse:
-            dense = [not is_sparse for is_sparse in sparse]
-            updates.append(self._update(group, *(list(compress(c, dense)) for c in (params, grads))))
-        return updates
-
-    def _update(
-        self,
-        group: Group,
-        params: list[Tensor],
-        grads: list[Tensor],
-        sparse_engine: Engine | None = None,
-    ) -> Callable[[], None]:
-        """What is left to do for some parameters of a group."""
         letters = self.columns(group)
         states, new = self._states(group, params, letters)
         columns = {"p": params, "g": grads}
@@ -178,23 +159,52 @@ class ScratchOptimizer(torch.optim.Optimizer):
             columns[letter] = [state[name] for state in states]
         steps = [state["step"] for state in states] if self.counts_steps else []
         checked = self._check(group, columns, steps)
-        table = Table(columns, checked.sizes) if checked else self._real(group, columns)
+        if checked is not None:
+            table = Table(columns, checked.sizes)
+            return [self._update(group, table, steps, new, checked)]
+        table = Table(columns)
+        sparse = [g.is_sparse for g in grads]
+        if True not in sparse:
+            return [self._update(group, self._real(group, table), steps, new)]
+        engine = self.sparse_engine(group)
+        updates = []
+        for rows, own in ((sparse, engine), ([not is_sparse for is_sparse in sparse], None)):
+            if True in rows:
+                part = self._real(group, table.pick(rows))
+                some = list(compress(steps, rows))
+                updates.append(self._update(group, part, some, new, None, own))
+        return updates
+
+    def _update(
+        self,
+        group: Group,
+        table: Table,
+        steps: list[Tensor],
+        new: dict[Tensor, dict[str, Any]],
+        checked: Checked | None = None,
+        sparse_engine: Engine | None = None,
+    ) -> Callable[[], None]:
+        """What is left to do for some parameters of a group."""
         gradient = self._gradient(group)
         if group.get("capturable"):
             return partial(self._update_on_device, group, table, steps, gradient, new)
+        parts: list[Part]
         if self.counts_steps:
-            values: list[Any] = checked.next_counts(steps) if checked else next_counts(steps)
+            counts = checked.next_counts(steps) if checked else next_counts(steps)
+            parts = [(self.scalars(t, group), rows) for t, rows in by_value(table, counts)]
         else:
-            values = [p in new for p in params] if new else [False] * len(params)
-        parts = [(self._scalars(group, value), rows) for value, rows in by_value(table, values)]
-        if not group.get("differentiable"):
-            gradient = engines.numbers(gradient)
-            parts = [(engines.numbers(scalars), rows) for scalars, rows in parts]
+            first = [p in new for p in table.columns["p"]] if new else [False]
+            parts = [
+                (self.scalars(None, group) | {"first": value}, rows)
+                for value, rows in by_value(table, first)
+            ]
         if group.get("fused") and not sparse_engine:
             move, steps = _fused.plan(self.rule, parts, gradient, checked, steps)
         else:
-            engine = sparse_engine or _engine(group, params, table, checked)
-            move = partial(run_all, engine, engines.descending(self.rule, gradient), parts)
+            engine = sparse_engine or _engine(group, table, checked)
+            if engine is not engines.tensorial:
+                gradient = engines.numbers(gradient)
+            move = partial(_run, engine, engines.descending(self.rule, gradient), parts)
         return partial(self._finish, new, move, steps)
 
     def _finish(
@@ -224,13 +234,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
             engines.tensorial(rule, table, self.scalars(count_on_device(steps), group))
         else:
             for first, rows in by_value(table, firsts):
-                engines.tensorial(rule, rows, self._scalars(group, first))
-
-    def _scalars(self, group: Group, value: Any) -> dict[str, Any]:
-        """The rule's scalars at a step, or those of an optimizer that does not count."""
-        if self.counts_steps:
-            return self.scalars(value, group)
-        return self.scalars(None, group) | {"first": value}
+                engines.tensorial(rule, rows, self.scalars(None, group) | {"first": first})
 
     def _check(
         self, group: Group, columns: dict[str, list[Tensor]], steps: list[Tensor]
@@ -240,7 +244,8 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if torch.compiler.is_compiling():
             self._refuse_shapes(group, columns)
             return None
-        tensors = [*chain.from_iterable(columns.values()), *steps]
+        tensors = [t for column in columns.values() for t in column]
+        tensors += steps
         checked: Checked | None = self._checked.get(id(group))
         if checked is None or not checked.holds(tensors):
             self._refuse_shapes(group, columns)
@@ -283,8 +288,9 @@ class ScratchOptimizer(torch.optim.Optimizer):
             "gradient.l2": None if decoupled else group.get("weight_decay") or None,
         }
 
-    def _real(self, group: Group, columns: dict[str, list[Tensor]]) -> Table:
-        """A table of real tensors that are here: this process's shards, complex numbers as pairs."""
+    def _real(self, group: Group, table: Table) -> Table:
+        """Real tensors that are here: this process's shards, complex numbers as pairs."""
+        columns = table.columns
         params = columns["p"]
         if not ORDINARY.issuperset(map(type, params)):
             for letter, name in self.columns(group).items():
@@ -296,7 +302,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if (self.splits_complex or group.get("fused")) and any(map(torch.is_complex, params)):
             columns["g"] = [g.resolve_conj() for g in columns["g"]]
             columns = {letter: list(map(_as_real, column)) for letter, column in columns.items()}
-        return Table(columns)
+        return table if columns is table.columns else Table(columns)
 
     def _refuse_shapes(self, group: Group, columns: dict[str, list[Tensor]]) -> None:
         """Refuse tensors of another shape than their parameter, in torch's words and by name."""
@@ -385,27 +391,26 @@ def _refuse_contradictions(options: Group) -> None:
         require_compiler()
 
 
-def run_all(engine: Engine, rule: Callable[..., None], parts: list[Any]) -> None:
+def _run(engine: Engine, rule: Callable[..., None], parts: list[Part]) -> None:
     for scalars, rows in parts:
         engine(rule, rows, scalars)
 
 
-def _engine(group: Group, params: list[Tensor], table: Table, checked: Checked | None) -> Engine:
+def _engine(group: Group, table: Table, checked: Checked | None) -> Engine:
     """The engine that a group's options ask for; by default foreach, for ordinary tensors."""
     if group.get("differentiable"):
         return engines.tensorial
     foreach = group.get("foreach")
-    if checked is None and not foreach:
-        types = {type(t) for column in table.columns.values() for t in column}
-        if not ORDINARY.issuperset(types):
-            return engines.whole
-        if not ORDINARY.issuperset(map(type, params)):
-            return engines.loop
-    return engines.loop if foreach is False else engines.foreach
+    if checked is not None:
+        return engines.foreach if foreach is not False and checked.gathers else engines.loop
+    types = {type(t) for column in table.columns.values() for t in column}
+    if foreach is None:
+        foreach = types <= ORDINARY
+    return engines.foreach if foreach else engines.loop if types <= ORDINARY else engines.whole
 
 
 def by_value(table: Table, values: list[Any]) -> list[tuple[Any, Table]]:
-    """Rows by a value that each has: the rows that share one can share their scalars."""
+    """Rows by a value that each has, or all have: those that share one can share their scalars."""
     if values.count(values[0]) == len(values):
         return [(values[0], table)]
     rows: defaultdict[Any, list[int]] = defaultdict(list)
