@@ -30,7 +30,7 @@ class Checked:
         sizes: how many elements each row's tensors have.
         kinds: the device and dtype of each column, if a kernel can take the rows as they are: they
             are of one kind, dense and laid out alike; else None.
-        counted: whether the step counts are such as a kernel can count.
+        steps: the device and dtype of the step counts.
         gathers: whether foreach has anything to gather.
         kernels: those that have moved them, by rule, flags and names of numbers.
     """
@@ -48,7 +48,7 @@ class Checked:
             and None not in map(in_memory_order, zip(*columns.values(), strict=True))
         ):
             self.kinds = tuple([kind.pop() for kind in kinds])
-        self.counted = set(map(KIND, steps)) == {(torch.device("cpu"), torch.float32)}
+        self.steps: set[Kind] = set(map(KIND, steps))
         self.gathers = engines.gathers(columns["p"], self.sizes)
         self.kernels: dict[Any, Any] = {}
         self.peek: Callable[[array[int]], float] | None = None

@@ -61,6 +61,8 @@ class CppKernel:
         RuntimeError: there is no compiler, it fails, or the CPU has no fused multiply-add.
     """
 
+    counts = True
+
     def __init__(self, source: str, written: list[str]) -> None:
         self.written = written
         compiler = require_compiler()
@@ -78,7 +80,7 @@ class CppKernel:
         pointers: array[int],
         numbers: array[float],
         stride: int,
-        steps: array[int],
+        steps: array[int] | None = None,
     ) -> bool:
         """Move rows and count their steps, or do neither and say so.
 
@@ -87,7 +89,8 @@ class CppKernel:
             pointers: the addresses of the rows' tensors, column after column.
             numbers: the rule's, of one row after another.
             stride: from one row's numbers to the next's; 0 if all have the same.
-            steps: the addresses of the rows' step counts, in float32; or nothing.
+            steps: the addresses of the rows' step counts, in float32, if they are to
+                be counted.
 
         Returns:
             Whether they were moved: not if memory overlaps or is missing, or numbers overflow.
@@ -158,7 +161,9 @@ def _compile(compiler: list[str], text: str) -> bytes:
                 binary = library.read_bytes()
                 if _load(binary).has_fma():
                     return binary
-                done.stderr = "there are no fused multiply-add instructions, or it does not know them"
+                done.stderr = (
+                    "there are no fused multiply-add instructions, or it does not know them"
+                )
     raise RuntimeError(
         f"fused=True compiles the update, and the compiler failed: {shlex.join(command)}\n"
         f"{done.stderr.strip()}; foreach and loop need none"

@@ -114,20 +114,33 @@ class Trace:
 
 
 class NumberSymbol:
-    """A number that is known when the kernel runs; arithmetic is in double precision, as Python's.
+    """A number that is known when the kernel runs.
+
+    Arithmetic is in double precision, as Python's, or in that of a tensor without dimensions, as
+    torch's.
 
     Args:
         trace: where its arithmetic is recorded.
-        name: its name in C.
+        name: its value in C.
         nonzero: it is known not to be zero, so that ``weight_decay or None`` has an answer.
+        tensor: the C type of the tensor that it is, if it is one.
     """
 
-    def __init__(self, trace: Trace, name: str, nonzero: bool = False) -> None:
-        self._trace, self._name, self._nonzero = trace, name, nonzero
+    def __init__(
+        self, trace: Trace, name: str, nonzero: bool = False, tensor: str | None = None
+    ) -> None:
+        self._trace, self._name, self._nonzero, self._tensor = trace, name, nonzero, tensor
 
     def _of(self, form: str, *operands: Any) -> NumberSymbol:
-        names = [literal(o) if isinstance(o, (int, float)) else o._name for o in operands]
-        return NumberSymbol(self._trace, self._trace.assign("double", form.format(*names)))
+        symbols = [o for o in operands if isinstance(o, NumberSymbol)]
+        tensors = {symbol._tensor for symbol in symbols} - {None}
+        tensor = max(tensors, key=("float", "double").index) if tensors else None
+        names = [
+            f"({tensor or 'double'}){o._name if isinstance(o, NumberSymbol) else literal(o)}"
+            for o in operands
+        ]
+        name = self._trace.assign(tensor or "double", form.format(*names))
+        return NumberSymbol(self._trace, name, tensor=tensor)
 
     def __add__(self, other: Any) -> NumberSymbol:
         return self._of("{} + {}", self, other)
@@ -254,9 +267,11 @@ class TensorSymbol:
         _, *arguments = (a.strip().split("=") for a in OPERATIONS[operation][0].split(","))
         given = dict(zip((a[0] for a in arguments), others, strict=False)) | named
         missing = [a[0] for a in arguments if len(a) == 1 and a[0] not in given]
-        if missing or len(given) != len(others) + len(named) or given.keys() - {
-            a[0] for a in arguments
-        }:
+        if (
+            missing
+            or len(given) != len(others) + len(named)
+            or given.keys() - {a[0] for a in arguments}
+        ):
             raise TypeError(
                 f"{self._trace.rule}: {operation}({OPERATIONS[operation][0]}) was given "
                 f"{len(others)} positional arguments and {sorted(named)}"

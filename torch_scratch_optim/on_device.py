@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.optim import optimizer as torchs
 
 
-
 def check_devices(group: dict[str, Any], params: list[Tensor], state: Mapping[Any, Any]) -> None:
     """Refuse, in torch's words, capturable parameters or step counts that a graph cannot hold."""
     if any(p.grad is not None and p.grad.is_sparse for p in params):

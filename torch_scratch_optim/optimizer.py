@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from itertools import chain, compress, zip_longest
+from itertools import compress, zip_longest
 from typing import Any, ClassVar, overload
 
 import torch
@@ -148,9 +148,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 "Attempting CUDA graph capture of step() for an instance of "
                 f"{type(self).__name__} but param_groups' capturable is False."
             )
-        # GradScaler sets `found_inf` and `grad_scale` for the time of a step.
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
-        if not params or (found_inf is not None and found_inf.item()):
+        if not params:
             return []
         letters = self.columns(group)
         states, new = self._states(group, params, letters)
@@ -185,7 +183,18 @@ class ScratchOptimizer(torch.optim.Optimizer):
         sparse_engine: Engine | None = None,
     ) -> Callable[[], None]:
         """What is left to do for some parameters of a group."""
-        gradient = self._gradient(group)
+        on_device = group.get("capturable") or (
+            group.get("fused") and table.columns["p"][0].is_cuda
+        )
+        if on_device and checked is not None:
+            if update := self._by_kernel_on_device(group, table, steps, new, checked):
+                return update
+        # GradScaler sets `found_inf` and `grad_scale` for the time of a step.
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is not None and found_inf.item():
+            return _nothing
+        scale: Tensor | None = getattr(self, "grad_scale", None)
+        gradient = _gradient(group, None if scale is None else 1 / scale.item())
         if group.get("capturable"):
             return partial(self._update_on_device, group, table, steps, gradient, new)
         parts: list[Part]
@@ -193,19 +202,73 @@ class ScratchOptimizer(torch.optim.Optimizer):
             counts = checked.next_counts(steps) if checked else next_counts(steps)
             parts = [(self.scalars(t, group), rows) for t, rows in by_value(table, counts)]
         else:
-            first = [p in new for p in table.columns["p"]] if new else [False]
             parts = [
-                (self.scalars(None, group) | {"first": value}, rows)
-                for value, rows in by_value(table, first)
+                (self.scalars(None, group) | {"first": first}, rows)
+                for first, rows in by_value(table, _firsts(table, new))
             ]
-        if group.get("fused") and not sparse_engine:
-            move, steps = _fused.plan(self.rule, parts, gradient, checked, steps)
+        planned = None
+        if sparse_engine:
+            engine = sparse_engine
+        elif group.get("fused"):
+            planned = _fused.plan(self.rule, parts, gradient, checked, steps)
         else:
-            engine = sparse_engine or _engine(group, table, checked)
-            if engine is not engines.tensorial:
-                gradient = engines.numbers(gradient)
-            move = partial(_run, engine, engines.descending(self.rule, gradient), parts)
+            engine = _engine(group, table, checked)
+            if engine is engines.foreach and group.get("foreach") is None and len(parts) == 1:
+                if checked is not None and checked.kinds and checked.kinds[0][0].type == "cuda":
+                    planned = _fused.plan_default(self.rule, parts[0], gradient, checked, steps)
+        if planned:
+            return partial(self._finish, new, *planned)
+        if engine is not engines.tensorial:
+            gradient = engines.numbers(gradient)
+        move = partial(_run, engine, engines.descending(self.rule, gradient), parts)
         return partial(self._finish, new, move, steps)
+
+    def _by_kernel_on_device(
+        self,
+        group: Group,
+        table: Table,
+        steps: list[Tensor],
+        new: dict[Tensor, dict[str, Any]],
+        checked: Checked,
+    ) -> Callable[[], None] | None:
+        """A step by kernels that count on a GPU; None if they cannot take the tensors."""
+        if not checked.kinds or checked.kinds[0][0].type != "cuda":
+            return None
+        device = checked.kinds[0][0]
+        if checked.steps - {(device, torch.float32)}:
+            return None
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is not None:
+            if new and found_inf.item():  # what is made in a step that moves nothing would be wrong
+                return _nothing
+            found_inf = found_inf.to(device)
+        options = dict(group)
+        if (scale := getattr(self, "grad_scale", None)) is not None:
+            options["grad_scale"] = scale.to(device)
+
+        def scalars(first: bool | None, t: Any, group: Group) -> dict[str, Any]:
+            own = self.scalars(t, group) | ({} if first is None else {"first": first})
+            scale = group.get("grad_scale")
+            return own | _gradient(group, None if scale is None else 1 / scale)
+
+        moves = []
+        for first, rows in by_value(table, [None] if self.counts_steps else _firsts(table, new)):
+            # While a graph is captured nothing can be compiled, so make what later steps need, too.
+            for later in [False, first] if first else [first]:
+                move = _fused.plan_on_device(
+                    self.rule,
+                    partial(scalars, later),
+                    options,
+                    rows,
+                    checked,
+                    steps,
+                    found_inf,
+                    later,
+                )
+            if move is None:
+                return None
+            moves.append(move)
+        return partial(self._finish, new, partial(_all, moves), [])
 
     def _finish(
         self, new: dict[Tensor, dict[str, Any]], move: Callable[[], None], steps: list[Tensor]
@@ -227,7 +290,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
     ) -> None:
         """Count on the device; the counts of the parameters and all that follows stay there."""
         rule = engines.descending(self.rule, gradient)
-        firsts = [p in new for p in table.columns["p"]]
+        firsts = _firsts(table, new)
         for p, state in new.items():
             self.state[p].update(state)
         if self.counts_steps:
@@ -277,16 +340,6 @@ class ScratchOptimizer(torch.optim.Optimizer):
             raise RuntimeError("step() makes state: it cannot be captured before it has run once")
         new = {p: self.new_state(p, group) for p in compress(params, missing)}
         return [(new.get(p) or state) for p, state in zip(params, states, strict=True)], new
-
-    def _gradient(self, group: Group) -> dict[str, Any]:
-        """How the gradient is made that the rule descends; see :func:`~.engines.descending`."""
-        scale: Tensor | None = getattr(self, "grad_scale", None)
-        decoupled = group.get("decoupled_weight_decay")
-        return {
-            "gradient.inverse_scale": None if scale is None else 1 / scale.item(),
-            "gradient.maximize": bool(group.get("maximize")),
-            "gradient.l2": None if decoupled else group.get("weight_decay") or None,
-        }
 
     def _real(self, group: Group, table: Table) -> Table:
         """Real tensors that are here: this process's shards, complex numbers as pairs."""
@@ -360,7 +413,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
             for p in group["params"]:
                 step = self.state[p].get("step") if p in self.state else None
                 if isinstance(step, Tensor):  # torch moves those of fused groups to the device
-                    self.state[p]["step"] = step.to(_home_of_step(p, group))
+                    self.state[p]["step"] = step.to(_step_device(p, group))
                 elif step is not None:
                     self.state[p]["step"] = _step_count(float(step), p, group)
 
@@ -389,6 +442,30 @@ def _refuse_contradictions(options: Group) -> None:
     compiles = options.get("fused") and not options.get("capturable")
     if compiles and not torch.cuda.is_available():
         require_compiler()
+
+
+def _nothing() -> None:
+    """What is left to do where a gradient is infinite."""
+
+
+def _all(moves: list[Callable[[], None]]) -> None:
+    for move in moves:
+        move()
+
+
+def _firsts(table: Table, new: dict[Tensor, Any]) -> list[bool]:
+    """Of each row, whether this is its first step; or of all, that it is not."""
+    return [p in new for p in table.columns["p"]] if new else [False]
+
+
+def _gradient(group: Group, inverse_scale: Any) -> dict[str, Any]:
+    """How the gradient is made that a rule descends; see :func:`~.engines.descending`."""
+    decoupled = group.get("decoupled_weight_decay")
+    return {
+        "gradient.inverse_scale": inverse_scale,
+        "gradient.maximize": bool(group.get("maximize")),
+        "gradient.l2": None if decoupled else group.get("weight_decay") or None,
+    }
 
 
 def _run(engine: Engine, rule: Callable[..., None], parts: list[Part]) -> None:
@@ -426,8 +503,10 @@ def _as_real(tensor: Tensor) -> Tensor:
 def _step_count(value: float, p: Tensor, group: Group) -> Tensor:
     """A step count as torch keeps it: 0-d, in float32 unless the default is float64."""
     dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-    return torch.tensor(value, dtype=dtype, device=_home_of_step(p, group))
+    return torch.tensor(value, dtype=dtype, device=_step_device(p, group))
 
 
-def _home_of_step(p: Tensor, group: Group) -> torch.device:
-    return p.device if group.get("capturable") else torch.device("cpu")
+def _step_device(p: Tensor, group: Group) -> torch.device:
+    """Where a step count is kept: on a GPU if it is counted there, as by torch's fused steps."""
+    on_device = group.get("capturable") or (group.get("fused") and p.is_cuda)
+    return p.device if on_device else torch.device("cpu")
