@@ -9,22 +9,18 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import engines
-from .engines import ORDINARY, in_memory_order
+from .engines import KIND, ORDINARY, Kind, gathers, in_memory_order
 
 _ONE = torch.tensor(1.0, device="cpu")  # to add the number 1 would make such a tensor each time
-Kind = tuple[torch.device, torch.dtype]
-KIND = attrgetter("device", "dtype")
 
 
 class Checked:
-    """What there is to know of a group's tensors.
+    """What there is to know of a group's tensors: ordinary, dense, real ones of equal shapes.
 
     Attributes:
         sizes: how many elements each row's tensors have.
@@ -32,7 +28,8 @@ class Checked:
             are of one kind, dense and laid out alike; else None.
         steps: the device and dtype of the step counts.
         gathers: whether foreach has anything to gather.
-        kernels: those that have moved them, by rule, flags and names of numbers.
+        kernels: those that have moved them, by all that they were made for.
+        peek: how a kernel tells the next step.
     """
 
     def __init__(
@@ -42,14 +39,14 @@ class Checked:
         kinds = [set(map(KIND, column)) for column in columns.values()]
         self.kinds: tuple[Kind, ...] | None = None
         if (
-            all([len(kind) == 1 for kind in kinds])
+            {len(kind) for kind in kinds} == {1}
             and len({device for kind in kinds for device, _ in kind}) == 1
             and not any(map(Tensor.is_neg, tensors))
             and None not in map(in_memory_order, zip(*columns.values(), strict=True))
         ):
             self.kinds = tuple([kind.pop() for kind in kinds])
         self.steps: set[Kind] = set(map(KIND, steps))
-        self.gathers = engines.gathers(columns["p"], self.sizes)
+        self.gathers = gathers(columns["p"], self.sizes)
         self.kernels: dict[Any, Any] = {}
         self.peek: Callable[[array[int]], float] | None = None
         self._length = len(tensors)
@@ -83,7 +80,7 @@ def check(
 
 def next_counts(steps: list[Tensor]) -> list[float]:
     """The step that each parameter is about to take; nothing is counted yet."""
-    if not all([issubclass(kind, Tensor) for kind in set(map(type, steps))]):
+    if not all(isinstance(step, Tensor) for step in steps):
         raise RuntimeError(
             "API has changed, `state_steps` argument must contain a list of singleton tensors"
         )
@@ -100,11 +97,8 @@ def next_counts(steps: list[Tensor]) -> list[float]:
 
 def count(steps: list[Tensor]) -> None:
     """Count one more step."""
-    if (
-        set(map(type, steps)) == {Tensor}
-        and all(map(Tensor.is_floating_point, steps))
-        and len(set(map(id, steps))) == len(steps)
-    ):
+    alike = {*map(type, steps)} == {Tensor} and {*map(KIND, steps)} == {KIND(_ONE)}
+    if alike and len(set(map(id, steps))) == len(steps):
         torch._foreach_add_(steps, [_ONE] * len(steps))
     else:
         for step in steps:

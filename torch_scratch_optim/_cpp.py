@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import platform
 import shlex
@@ -12,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 from array import array
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,10 +25,9 @@ from ._disk_cache import cached
 FLAGS = "-std=c++17 -O3 -shared -fPIC -ffp-contract=off -fno-math-errno -fno-trapping-math -w"
 if sys.platform == "darwin":
     FLAGS += " -undefined dynamic_lookup"  # the runtime of threads is torch's
-# For the machine at hand; the first that its compiler takes.
+# For the machine at hand; the first that gives a library with fused multiply-adds.
 MACHINES = ("-march=native", "-mcpu=native", "-mavx2 -mfma -mf16c")
-# Elements for which it pays to take another thread, as in torch's own kernels.
-GRAIN = 2**15
+GRAIN = 2**15  # elements for which it pays to take another thread, as in torch's own kernels
 PREAMBLE = """
 #include <algorithm>
 #include <cmath>
@@ -55,24 +55,26 @@ class CppKernel:
 
     Args:
         source: its text, without :data:`PREAMBLE`.
-        written: the columns that it writes.
+        columns: the names of the columns.
+        written: those that it writes.
+        kinds: the device and dtype of each column.
 
     Raises:
         RuntimeError: there is no compiler, it fails, or the CPU has no fused multiply-add.
     """
 
-    counts = True
-
-    def __init__(self, source: str, written: list[str]) -> None:
+    def __init__(
+        self, source: str, columns: Sequence[str], written: Sequence[str], kinds: Sequence[Any]
+    ) -> None:
         self.written = written
-        compiler = require_compiler()
-        text = PREAMBLE + source
-        key = "\n".join([text, FLAGS, *compiler, _identity(compiler[0]), _cpu()])
-        library = _load(cached(key, lambda: _compile(compiler, text)))
+        compiler, text = require_compiler(), PREAMBLE + source
+        path = os.path.realpath(compiler[0])
+        key = [text, FLAGS, *compiler, path, str(os.stat(path).st_mtime_ns), _cpu()]
+        library = _load(cached("\n".join(key), lambda: _compile(compiler, text)))
         self._run, self._peek = library.run, library.peek
-        int64, pointer = ctypes.c_int64, ctypes.c_void_p
-        self._run.argtypes = [int64, pointer, pointer, pointer, int64, pointer, ctypes.c_int]
-        self._peek.argtypes, self._peek.restype = [int64, pointer], ctypes.c_double
+        number, address = ctypes.c_int64, ctypes.c_void_p
+        self._run.argtypes = [number, address, address, address, number, address, ctypes.c_int]
+        self._peek.argtypes, self._peek.restype = [number, address], ctypes.c_double
 
     def __call__(
         self,
@@ -89,31 +91,18 @@ class CppKernel:
             pointers: the addresses of the rows' tensors, column after column.
             numbers: the rule's, of one row after another.
             stride: from one row's numbers to the next's; 0 if all have the same.
-            steps: the addresses of the rows' step counts, in float32, if they are to
-                be counted.
+            steps: the addresses of the rows' step counts, in float32, if they are to be counted.
 
         Returns:
             Whether they were moved: not if memory overlaps or is missing, or numbers overflow.
         """
         threads = 1 if _forked else min(torch.get_num_threads(), -(-sum(sizes) // GRAIN))
-        address = array.buffer_info
-        refused: int = self._run(
-            len(sizes),
-            address(sizes)[0],
-            address(pointers)[0],
-            address(numbers)[0],
-            stride,
-            address(steps)[0] if steps else None,
-            threads,
-        )
-        return not refused
+        tables = [table.buffer_info()[0] for table in (sizes, pointers, numbers)]
+        counted = steps.buffer_info()[0] if steps else None
+        return not self._run(len(sizes), *tables, stride, counted, threads)
 
     def peek(self, steps: array[int]) -> float:
-        """The step that all rows are about to take; NaN if they differ.
-
-        Args:
-            steps: the addresses of the rows' step counts, in float32.
-        """
+        """The step that all rows are about to take; NaN if they differ."""
         t: float = self._peek(len(steps), steps.buffer_info()[0])
         return t
 
@@ -128,26 +117,22 @@ def require_compiler() -> list[str]:
     for command in [own] if own else [["c++"], ["g++"], ["clang++"]]:
         if path := shutil.which(command[0]):
             return [path, *command[1:]]
+    found = f"CXX={shlex.join(own)} is not to be found" if own else "none was found"
     raise RuntimeError(
-        "fused=True compiles the update and needs a C++ compiler, but "
-        + (f"CXX={shlex.join(own)} is not to be found" if own else "none was found")
-        + ": install one (Debian, Ubuntu: apt install g++; macOS: xcode-select --install) or name "
-        "it in the environment variable CXX; foreach and loop need none"
+        f"fused=True compiles the update and needs a C++ compiler, but {found}: install one "
+        "(Debian, Ubuntu: apt install g++; macOS: xcode-select --install) or name it in the "
+        "environment variable CXX; foreach and loop need none"
     )
-
-
-def _identity(path: str) -> str:
-    status = os.stat(path)
-    return f"{os.path.realpath(path)} {status.st_size} {status.st_mtime_ns}"
 
 
 @lru_cache(maxsize=1)
 def _cpu() -> str:
     """What tells CPUs apart, for homes are shared by machines of several kinds."""
-    with Path("/proc/cpuinfo").open() if sys.platform == "linux" else open(os.devnull) as file:
-        lines = {line for line in file if line.startswith(("flags", "Features", "model name"))}
-    text = "".join(sorted(lines)) + platform.processor() + platform.platform()
-    return hashlib.sha256(text.encode()).hexdigest()
+    known = {platform.platform(), platform.processor()}
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        known |= {line for line in lines if line.startswith(("flags", "Features", "model name"))}
+    return "\n".join(sorted(known))
 
 
 def _compile(compiler: list[str], text: str) -> bytes:
@@ -157,16 +142,18 @@ def _compile(compiler: list[str], text: str) -> bytes:
         for machine in MACHINES:
             command = [*compiler, *FLAGS.split(), *machine.split(), str(source), "-o", str(library)]
             done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+            problem = done.stderr.strip()
             if done.returncode == 0 and library.is_file():
                 binary = library.read_bytes()
-                if _load(binary).has_fma():
-                    return binary
-                done.stderr = (
-                    "there are no fused multiply-add instructions, or it does not know them"
-                )
+                try:
+                    if _load(binary).has_fma():
+                        return binary
+                    problem = "it, or the CPU, has no fused multiply-add instructions"
+                except OSError as error:
+                    problem = str(error)
     raise RuntimeError(
         f"fused=True compiles the update, and the compiler failed: {shlex.join(command)}\n"
-        f"{done.stderr.strip()}; foreach and loop need none"
+        f"{problem}\nforeach and loop need none"
     )
 
 

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
+from math import inf
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ typedef long long int64_t;
 #define CHUNK {CHUNK}
 #define THREADS {THREADS}
 #define FEW_WORDS {FEW_WORDS}
+#define MANY_WORDS {MANY_WORDS}
 """
 FLOAT_MAX = torch.finfo(torch.float32).max
 
@@ -37,61 +39,51 @@ class CudaKernel:
 
     Args:
         source: its text, without :data:`PREAMBLE`.
-        written: the columns that it writes.
-        columns: for each column, whether it is written and the bytes of an element.
-        numbers: how many numbers the rule is given.
-        device: where it runs.
+        columns: the names of the columns.
+        written: those that it writes.
+        kinds: the device and dtype of each column.
 
     Raises:
         RuntimeError: there is no NVRTC or driver, they fail, or the device is too old.
     """
 
-    counts = False  # a step count on the host is the host's to count
-
     def __init__(
-        self,
-        source: str,
-        written: list[str],
-        columns: Sequence[tuple[bool, int]],
-        numbers: int,
-        device: torch.device,
+        self, source: str, columns: Sequence[str], written: Sequence[str], kinds: Sequence[Any]
     ) -> None:
-        self.written, self.device = written, device
-        self._columns, self._numbers = columns, numbers
-        self._many = takes_large_tables()
-        text = (f"#define MANY_WORDS {MANY_WORDS}\n" if self._many else "") + PREAMBLE + source
-        capability = torch.cuda.get_device_capability(device)
-        if capability < OLDEST:
+        self.device: torch.device = kinds[0][0]
+        self.written = written
+        self._columns = [
+            (c in written, d.itemsize) for c, (_, d) in zip(columns, kinds, strict=True)
+        ]
+        major, minor = torch.cuda.get_device_capability(self.device)
+        if (major, minor) < OLDEST:
             raise RuntimeError(
-                f"fused=True needs compute capability {OLDEST[0]}.{OLDEST[1]}, but {device} has "
-                f"{capability[0]}.{capability[1]}; foreach and loop need none"
+                f"fused=True needs compute capability {OLDEST[0]}.{OLDEST[1]}, but {self.device} "
+                f"has {major}.{minor}; foreach and loop need none"
             )
-        architecture = f"sm_{capability[0]}{capability[1]}"
-        key = "\n".join([text, architecture, *FLAGS, *map(str, _ask(_nvrtc().nvrtcVersion()))])
-        binary = cached(key, lambda: compile_cubin(text, architecture))
-        with torch.cuda.device(device):
-            torch.cuda.current_stream(device)  # now there is a context
-            module = _ask(_driver().cuModuleLoadData(binary))
-            names = [
-                "move_few",
-                *["move_many"] * self._many,
-                *["count"] * ("#define OPTIONS" in text),
-            ]
-            self._functions = {
-                name: _ask(_driver().cuModuleGetFunction(module, name.encode())) for name in names
-            }
-        self._layout: tuple[array[int], list[int]] | None = None
-        self._without_overlap: array[int] | None = None
+        driver, text, architecture = bindings("driver"), PREAMBLE + source, f"sm_{major}{minor}"
+        self._takes_many = _answer(driver.cuDriverGetVersion()) >= 12_010
+        if not self._takes_many:
+            text = text.replace("#define MANY_WORDS", "//")
+        key = [text, architecture, *FLAGS, str(_answer(bindings("nvrtc").nvrtcVersion()))]
+        binary = cached("\n".join(key), lambda: compile_cubin(text, architecture))
+        with torch.cuda.device(self.device):
+            torch.cuda.current_stream()  # now there is a context
+            module = _answer(driver.cuModuleLoadData(binary))
+        names = ["move_few", *["move_many"] * self._takes_many, *["count"] * ("OPTIONS" in source)]
+        self._functions = {
+            name: _answer(driver.cuModuleGetFunction(module, name.encode())) for name in names
+        }
+        self._layout: tuple[Any, list[int]] = None, []  # the sizes, and the chunks before each row
+        self._apart: Any = None  # pointers that do not overlap
 
     def __call__(
         self, sizes: array[int], pointers: array[int], numbers: array[float], stride: int
     ) -> bool:
         """Move rows, or do nothing and say so; see :class:`~._cpp.CppKernel`."""
-        if any([FLOAT_MAX < abs(n) < float("inf") for n in numbers]):
+        if any(FLOAT_MAX < abs(n) < inf for n in numbers) or self._overlap(sizes, pointers):
             return False
-        if self._overlap(sizes, pointers):
-            return False
-        self._launch(sizes, pointers, array("q", numbers.tobytes()), stride)
+        self._move(sizes, pointers, array("q", numbers.tobytes()), stride)
         return True
 
     def move_counted(
@@ -100,54 +92,56 @@ class CudaKernel:
         pointers: array[int],
         steps: array[int],
         options: array[int],
+        numbers: int,
         found_inf: int,
     ) -> bool:
-        """Count the steps of rows on the device, work out there what follows, and move the rows.
+        """Count rows' steps on the device, work out there what follows, and move the rows.
 
         Args:
             sizes: how many elements each row has.
             pointers: the addresses of the rows' tensors, column after column.
             steps: the addresses of the rows' step counts, in float32; or nothing.
-            options: the numbers that are options, as bits, or their addresses on the device.
-            found_inf: the address of a float on the device, which is 1 if nothing is to be moved;
-                or 0.
+            options: the bits of numbers, and addresses of those that are on the device.
+            numbers: how many the rule is given.
+            found_inf: the address of a float on the device, 1 if nothing is to move; or 0.
+
+        Returns:
+            Whether they were moved: not if memory overlaps or is missing.
         """
         if self._overlap(sizes, pointers):
             return False
-        numbers = torch.empty(
-            len(sizes) * self._numbers + 1, dtype=torch.float64, device=self.device
-        )
-        address, width = numbers.data_ptr(), 8 * self._numbers
-        most = FEW_WORDS - len(options)
-        for start in range(0, len(sizes), most):
-            rows = min(most, len(sizes) - start)
-            header = [rows, address + start * width, self._numbers, found_inf]
-            words = array("q", header) + steps[start : start + rows] + options
-            self._call("count", words, -(-rows // THREADS))
-        self._launch(sizes, pointers, array("q"), self._numbers, address, found_inf)
+        rows, most = len(sizes), FEW_WORDS - len(options)
+        scratch = torch.empty(rows * numbers + 1, dtype=torch.float64, device=self.device)
+        address = scratch.data_ptr()
+        for start in range(0, rows, most):
+            some = min(most, rows - start)
+            table = array("q", [some, address + 8 * start * numbers, numbers, found_inf])
+            self._launch(
+                "count", table + steps[start : start + some] + options, -(-some // THREADS)
+            )
+        self._move(sizes, pointers, array("q"), numbers, address, found_inf)
         return True
 
     def _overlap(self, sizes: array[int], pointers: array[int]) -> bool:
         """Whether memory that is written belongs to something else, too, or there is none."""
-        if pointers == self._without_overlap and self._layout and self._layout[0] == sizes:
+        if pointers == self._apart and sizes == self._layout[0]:
             return False
-        rows = len(sizes)
-        pieces = sorted(
-            (pointers[c * rows + i], pointers[c * rows + i] + size * itemsize, written)
+        pieces = [
+            (pointers[c * len(sizes) + i], size * itemsize, written)
             for c, (written, itemsize) in enumerate(self._columns)
             for i, size in enumerate(sizes)
             if size
-        )
-        any_end = written_end = 0
-        for begin, end, written in pieces:
-            if not begin or begin < written_end or (written and begin < any_end):
+        ]
+        any_end = written_end = 1  # of what came before; a null pointer lies before it
+        for begin, length, written in sorted(pieces):
+            if begin < (any_end if written else written_end):
                 return True
-            any_end = max(any_end, end)
-            written_end = max(written_end, end) if written else written_end
-        self._without_overlap = pointers
+            any_end = max(any_end, begin + length)
+            written_end = max(written_end, begin + length) if written else written_end
+        self._apart = pointers
         return False
 
-    def _launch(
+    def _move(
         self,
         sizes: array[int],
         pointers: array[int],
@@ -156,41 +150,34 @@ class CudaKernel:
         address: int = 0,
         found_inf: int = 0,
     ) -> None:
-        """Move rows by as few launches as their tables allow."""
-        if self._layout is None or self._layout[0] != sizes:
+        """Move rows by as few launches as tables allow. The numbers are at an address, or given."""
+        if sizes != self._layout[0]:
             self._layout = sizes, list(accumulate((-(-s // CHUNK) for s in sizes), initial=0))
-        first = self._layout[1]
-        rows, width = len(sizes), 2 + len(self._columns)
-        in_table = stride if not address else 0  # words of each row's numbers
+        first, rows, given = self._layout[1], len(sizes), 0 if address else stride
+        width = 2 + len(self._columns) + given
         shared = 0 if stride else len(numbers)
-        needed = rows * (width + in_table) + shared
-        name, words = ("move_few", FEW_WORDS) if needed <= FEW_WORDS or not self._many else (
-            "move_many", MANY_WORDS)  # fmt: skip
-        most = (words - shared) // (width + in_table)
+        many = self._takes_many and rows * width + shared > FEW_WORDS
+        most = ((MANY_WORDS if many else FEW_WORDS) - shared) // width
         for start in range(0, rows, most):
             end = min(start + most, rows)
             if blocks := first[end] - first[start]:
-                own = address + 8 * start * stride if address else 0
+                own = address and address + 8 * start * stride
                 table = array("q", [end - start, own, stride, found_inf])
                 table.extend([f - first[start] for f in first[start:end]])
                 table += sizes[start:end]
-                for c in range(len(self._columns)):
-                    table += pointers[c * rows + start : c * rows + end]
-                table += numbers[start * in_table : end * in_table] if stride else numbers
-                self._call(name, table, blocks)
+                for column in range(0, len(pointers), rows):
+                    table += pointers[column + start : column + end]
+                table += numbers[start * given : end * given] if given else numbers
+                self._launch("move_many" if many else "move_few", table, blocks)
 
-    def _call(self, name: str, table: array[int], blocks: int) -> None:
-        driver = _driver()
+    def _launch(self, name: str, table: array[int], blocks: int) -> None:
+        words = HEADER + (MANY_WORDS if name == "move_many" else FEW_WORDS)
+        table.frombytes(bytes(8 * (words - len(table))))  # a launch copies it whole
+        parameters = array("Q", [table.buffer_info()[0]])
         with torch.cuda.device(self.device):
-            words = MANY_WORDS if name == "move_many" else FEW_WORDS
-            table.frombytes(bytes(8 * (HEADER + words - len(table))))  # a launch copies it whole
-            parameters = array("Q", [table.buffer_info()[0]])
-            stream = torch.cuda.current_stream(self.device).cuda_stream
-            launched = driver.cuLaunchKernel(
-                self._functions[name], blocks, 1, 1, THREADS, 1, 1, 0, stream,
-                parameters.buffer_info()[0], 0,
-            )  # fmt: skip
-            _ask(launched)
+            stream = torch.cuda.current_stream().cuda_stream
+            arguments = (blocks, 1, 1, THREADS, 1, 1, 0, stream, parameters.buffer_info()[0], 0)
+            _answer(bindings("driver").cuLaunchKernel(self._functions[name], *arguments))
 
 
 def compile_cubin(text: str, architecture: str) -> bytes:
@@ -199,29 +186,22 @@ def compile_cubin(text: str, architecture: str) -> bytes:
     Raises:
         RuntimeError: NVRTC is not there or refuses.
     """
-    nvrtc = _nvrtc()
-    program = _ask(nvrtc.nvrtcCreateProgram(text.encode(), b"kernel.cu", 0, [], []))
+    nvrtc = bindings("nvrtc")
+    program = _answer(nvrtc.nvrtcCreateProgram(text.encode(), b"kernel.cu", 0, [], []))
     flags = [flag.encode() for flag in (f"--gpu-architecture={architecture}", *FLAGS)]
     (error,) = nvrtc.nvrtcCompileProgram(program, len(flags), flags)
     if int(error):
-        log = bytes(_ask(nvrtc.nvrtcGetProgramLogSize(program)))
-        _ask(nvrtc.nvrtcGetProgramLog(program, log))
+        log = bytes(_answer(nvrtc.nvrtcGetProgramLogSize(program)))
+        _answer(nvrtc.nvrtcGetProgramLog(program, log))
         raise RuntimeError(f"NVRTC could not compile the update: {log.decode(errors='replace')}")
-    binary = bytes(_ask(nvrtc.nvrtcGetCUBINSize(program)))
-    _ask(nvrtc.nvrtcGetCUBIN(program, binary))
-    _ask(nvrtc.nvrtcDestroyProgram(program))
+    binary = bytes(_answer(nvrtc.nvrtcGetCUBINSize(program)))
+    _answer(nvrtc.nvrtcGetCUBIN(program, binary))
+    _answer(nvrtc.nvrtcDestroyProgram(program))
     return binary
 
 
-@lru_cache(maxsize=1)
-def takes_large_tables() -> bool:
-    """Whether driver and compiler know parameters of 32 KB, as from CUDA 12.1 on."""
-    driver = _ask(_driver().cuDriverGetVersion())
-    return driver >= 12_010 and tuple(_ask(_nvrtc().nvrtcVersion())) >= (12, 1)
-
-
-def _ask(answer: tuple[Any, ...]) -> Any:
-    """What a function of NVIDIA's returned, without its error code.
+def _answer(answer: tuple[Any, ...]) -> Any:
+    """What a function of NVIDIA's returns besides its error code.
 
     Raises:
         RuntimeError: there was an error.
@@ -232,17 +212,13 @@ def _ask(answer: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-@lru_cache(maxsize=1)
-def _nvrtc() -> Any:
-    return _bindings("nvrtc")
+@lru_cache
+def bindings(name: str) -> Any:
+    """A module of NVIDIA's package.
 
-
-@lru_cache(maxsize=1)
-def _driver() -> Any:
-    return _bindings("driver")
-
-
-def _bindings(name: str) -> Any:
+    Raises:
+        RuntimeError: it is not there.
+    """
     try:
         return importlib.import_module(f"cuda.bindings.{name}")
     except ImportError as error:

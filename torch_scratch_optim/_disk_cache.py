@@ -24,16 +24,13 @@ def directory() -> Path:
         return Path(own)
     default = {"darwin": "~/Library/Caches", "win32": os.environ.get("LOCALAPPDATA", "~")}
     root = os.environ.get("XDG_CACHE_HOME") or default.get(sys.platform, "~/.cache")
-    return Path(root).expanduser() / "torch_scratch_optim"
+    home = Path(os.path.expanduser(root))
+    # A user may have no home.
+    return (home if home.is_absolute() else Path(tempfile.gettempdir())) / "torch_scratch_optim"
 
 
 def cached(key: str, compile: Callable[[], bytes]) -> bytes:
-    """The binary that `compile` makes, from disk if it is there.
-
-    Args:
-        key: all that the binary depends on.
-        compile: makes it.
-    """
+    """The binary that `compile` makes, from disk if it is there; `key` is all it depends on."""
     path = directory() / hashlib.sha256(key.encode()).hexdigest()
     binary = _read(path)
     if binary is None:
@@ -45,12 +42,10 @@ def cached(key: str, compile: Callable[[], bytes]) -> bytes:
 
 
 def _read(path: Path) -> bytes | None:
-    """A file's content without the digest at its end; None unless it is whole and the user's own."""
+    """A file's content without the digest at its end, if it is whole and the user's own."""
     try:
-        if not _is_private(path.parent.stat()):
-            return None
         with path.open("rb") as file:
-            if not _is_private(os.fstat(file.fileno())):
+            if not (_is_private(path.parent.stat()) and _is_private(os.fstat(file.fileno()))):
                 return None
             content = file.read()
     except OSError:  # it is not there, or may not be read: to be compiled
@@ -70,9 +65,9 @@ def _write(path: Path, binary: bytes) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not _is_private(path.parent.stat()):
         return
-    descriptor, name = tempfile.mkstemp(dir=path.parent)  # readable and writable by its owner alone
+    descriptor, name = tempfile.mkstemp(dir=path.parent)  # its owner's alone
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(descriptor, "wb") as file:
             file.write(binary + hashlib.sha256(binary).digest())
         os.replace(name, path)  # so that no process ever sees a part of it
     except BaseException:

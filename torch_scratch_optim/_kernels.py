@@ -14,11 +14,14 @@ from torch import Tensor
 
 from ._cpp import CppKernel
 from ._cuda import CudaKernel
-from ._symbols import C_TYPES, NumberSymbol, TensorSymbol, Trace, literal, working_type
+from ._symbols import C_TYPES, NumberSymbol, TensorSymbol, Trace, value_in, working_type
 from .engines import GRADIENT, descending
 
 Kernel = CppKernel | CudaKernel
-TARGETS = ["cpu", "cuda"]
+TARGETS: dict[str, tuple[str, type[Kernel]]] = {
+    "cpu": ("kernel.cpp", CppKernel),
+    "cuda": ("kernel.cu", CudaKernel),
+}
 
 
 class Signature(NamedTuple):
@@ -36,7 +39,7 @@ _kernels: dict[tuple[str, torch.device], Kernel] = {}
 _compiling = threading.Lock()
 
 
-def kernel_for(signature: Signature, numbers_at: list[str] | None = None) -> Kernel:
+def kernel_for(signature: Signature, numbers_at: tuple[str, ...] = ()) -> Kernel:
     """The kernel of a rule, compiled when it is first asked for.
 
     Args:
@@ -48,67 +51,49 @@ def kernel_for(signature: Signature, numbers_at: list[str] | None = None) -> Ker
         RuntimeError: there is no kernel for such tensors, or it cannot be compiled.
     """
     device = signature.kinds[0][0]
-    text, written = source(signature)
-    text = "\n".join([_text("kernel_types.h"), *(numbers_at or []), text])
+    text, written = source(signature, numbers_at)
     with _compiling:  # threads that ask at once wait for the first
-        kernel = _kernels.get((text, device))
-        if kernel is None:
-            if device.type == "cpu":
-                kernel = CppKernel(text, written)
-            else:
-                columns = [
-                    (name in written, dtype.itemsize)
-                    for name, (_, dtype) in zip(signature.columns, signature.kinds, strict=True)
-                ]
-                kernel = CudaKernel(text, written, columns, len(signature.numbers), device)
-            _kernels[text, device] = kernel
-    return kernel
+        if (text, device) not in _kernels:
+            make = TARGETS[device.type][1]
+            _kernels[text, device] = make(text, signature.columns, written, signature.kinds)
+    return _kernels[text, device]
 
 
 @lru_cache(maxsize=256)
-def source(signature: Signature) -> tuple[str, list[str]]:
-    """The text of a kernel, what the rule writes and the template around it; and the columns that
-    it writes."""
+def source(signature: Signature, numbers_at: tuple[str, ...] = ()) -> tuple[str, tuple[str, ...]]:
+    """The text of a kernel, what the rule writes in the template of the target; and the columns
+    that it writes."""
     device, dtypes = signature.kinds[0][0], [dtype for _, dtype in signature.kinds]
     if device.type not in TARGETS or not C_TYPES.keys() >= set(dtypes):
         raise RuntimeError(
             "`fused=True` requires all the params to be floating point Tensors of supported "
-            f"devices: {TARGETS}, but there are {', '.join(map(str, dtypes))} on {device}"
+            f"devices: {list(TARGETS)}, but there are {', '.join(map(str, dtypes))} on {device}"
         )
     name_of_rule = getattr(signature.rule, "__name__", "the rule")
     trace = Trace(name_of_rule, device.type, signature.rounded)
-    row = {
-        name: TensorSymbol(trace, f"c{i}", dtype, name)
-        for i, (name, dtype) in enumerate(zip(signature.columns, dtypes, strict=True))
-    }
+    columns = list(enumerate(zip(signature.columns, dtypes, strict=True)))
+    row = {name: TensorSymbol(trace, f"c{i}", dtype, name) for i, (name, dtype) in columns}
     scalars: dict[str, Any] = dict(signature.fixed)
     for i, name in enumerate(signature.numbers):
         scalars[name] = NumberSymbol(trace, f"numbers[{i}]")
     rule = descending(signature.rule, {name: scalars.pop(name) for name in GRADIENT})
     rule(**row, **scalars)
-    elements = ", ".join(f"{working_type([dtype])}& c{i}" for i, dtype in enumerate(dtypes))
-    results = [
-        f"c{i} = {trace.written[name]._name};"
-        for i, name in enumerate(signature.columns)
-        if name in trace.written
-    ]
-    columns = [
-        f"X({i}, {C_TYPES[dtype]}, {int(name in trace.written)})"
-        for i, (name, dtype) in enumerate(zip(signature.columns, dtypes, strict=True))
-    ]
-    lines = [
-        *trace.definitions(),
+    elements = [f"{working_type(dtype)}& c{i}, " for i, (_, dtype) in columns]
+    results = [f"c{i} = {trace.written[n]};" for i, (n, _) in columns if n in trace.written]
+    macro = [f"X({i}, {C_TYPES[dtype]}, {int(n in trace.written)})" for i, (n, dtype) in columns]
+    text = [
+        _text("kernel_types.h"),
+        *numbers_at,
         f"// {name_of_rule}({', '.join(signature.columns)})",
-        f"INLINE void update({elements}, const double* numbers) {{",
+        f"INLINE void update({''.join(elements)}const double* numbers) {{",
         *[f"  {line}" for line in trace.statements + results],
         "}",
         f"#define NUMBERS {len(signature.numbers)}",
         f"#define COLUMN_COUNT {len(columns)}",
-        f"#define COLUMNS(X) {' '.join(columns)}",
-        "#define ELEMENT(index, type, written) c##index,",
+        f"#define COLUMNS(X) {' '.join(macro)}",
+        _text(TARGETS[device.type][0]),
     ]
-    template = _text("kernel.cpp" if device.type == "cpu" else "kernel.cu")
-    return "\n".join([*lines, template]), list(trace.written)
+    return "\n".join(text), tuple(trace.written)
 
 
 @lru_cache
@@ -116,90 +101,76 @@ def _text(file: str) -> str:
     return Path(__file__).with_name(file).read_text(encoding="utf-8")
 
 
-class Options(NamedTuple):
-    """The options of a group, as a kernel on a device is given them.
-
-    Attributes:
-        shape: what they are: literals, numbers, and tensors of a dtype. A kernel is made for it.
-        words: the bits of the numbers and the addresses of the tensors.
-    """
-
-    shape: Any
-    words: list[int]
-
-
-def options_of(group: dict[str, Any]) -> Options:
-    """What a kernel is given of a group, without reading a number from a device."""
-    words: list[int] = []
-
-    def shape(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_cpu:
-            value = value.item()
-        if isinstance(value, Tensor):
-            words.append(value.data_ptr())
-            return value.dtype
-        if isinstance(value, (tuple, list)):
-            return tuple([shape(v) for v in value])
-        # What is off is decided here and now; see NumberSymbol.
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value != 0:
-            words.extend(struct.unpack("q", struct.pack("d", value)))
-            return "number"
-        return Literal(value)
-
-    skipped = ("params", "param_names")
-    return Options(
-        tuple([(name, shape(value)) for name, value in group.items() if name not in skipped]), words
-    )
-
-
 class Literal(NamedTuple):
-    """An option that a kernel is made for."""
+    """An option that a kernel is made for: a flag, or what is off."""
 
     value: Any
 
 
+def options_of(group: dict[str, Any]) -> tuple[Any, list[int]]:
+    """What a kernel on a device is given of a group; no number is read from the device.
+
+    Returns:
+        The options' form, for which a kernel is made: literals, ``"number"``, and dtypes of
+        tensors; and the bits of the numbers and the addresses of the tensors.
+    """
+    words: list[int] = []
+
+    def form(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if not value.is_cpu:
+                words.append(value.data_ptr())
+                return value.dtype
+            value = value.item()
+        if isinstance(value, (tuple, list)):
+            return tuple([form(v) for v in value])
+        if isinstance(value, (bool, str)) or not value:  # what is off is decided here and now
+            return Literal(value)
+        words.extend(struct.unpack("q", struct.pack("d", value)))
+        return "number"
+
+    group = {k: v for k, v in group.items() if k not in ("params", "param_names")}
+    return tuple([(name, form(value)) for name, value in group.items()]), words
+
+
 def trace_scalars(
-    scalars: Callable[[Any, dict[str, Any]], dict[str, Any]], shape: Any, counts: bool, name: str
-) -> tuple[dict[str, Any], list[str]]:
+    scalars: Callable[[Any, dict[str, Any]], dict[str, Any]], form: Any, counts: bool, name: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Write how numbers follow from a step count and a group's options, on a device.
 
     Args:
         scalars: gives the scalars, from a count and a group.
-        shape: of the group's options; see :class:`Options`.
+        form: of the group's options; see :func:`options_of`.
         counts: whether there is a step count.
         name: of what `scalars` belongs to, for errors.
 
     Returns:
-        The scalars that are None or bool, with None in place of those that are numbers; and C.
+        The scalars, those that are numbers as symbols; and C.
     """
     trace = Trace(name, "cuda")
-    index = iter(range(10_000))
+    used: list[str] = []
 
-    def symbol(shape: Any) -> Any:
-        if isinstance(shape, Literal):
-            return shape.value
-        if isinstance(shape, tuple):
-            return tuple([symbol(s) for s in shape])
-        i = next(index)
-        if shape == "number":
-            return NumberSymbol(trace, f"(*(const double*)(options + {i}))", nonzero=True)
-        c_type = C_TYPES[shape]
-        return NumberSymbol(
-            trace, f"load(*(const {c_type}*)options[{i}])", True, working_type([shape])
-        )
+    def symbol(form: Any) -> Any:
+        if isinstance(form, Literal):
+            return form.value
+        if isinstance(form, tuple):
+            return tuple([symbol(f) for f in form])
+        here = f"options + {len(used)}"
+        used.append(here)
+        if form == "number":
+            return NumberSymbol(trace, f"(*(const double*)({here}))", nonzero=True)
+        value = f"load(**(const {C_TYPES[form]}* const*)({here}))"
+        return NumberSymbol(trace, value, nonzero=True, tensor=working_type(form))
 
-    group = {name: symbol(own) for name, own in shape}
+    group = {option: symbol(own) for option, own in form}
     results = scalars(NumberSymbol(trace, "step", nonzero=True) if counts else None, group)
-    numbers = {k: v for k, v in results.items() if not (v is None or isinstance(v, bool))}
+    numbers = [v for v in results.values() if v is not None and not isinstance(v, bool)]
     lines = [
-        f"#define OPTIONS {next(index)}",
+        f"#define OPTIONS {len(used)}",
         f"#define COUNTS {int(counts)}",
         "INLINE void numbers_at(double step, const int64_t* options, double* numbers) {",
         *[f"  {line}" for line in trace.statements],
-        *[
-            f"  numbers[{i}] = {v._name if isinstance(v, NumberSymbol) else literal(v)};"
-            for i, v in enumerate(numbers.values())
-        ],
+        *[f"  numbers[{i}] = {value_in('double', v)};" for i, v in enumerate(numbers)],
         "}",
     ]
-    return results, lines
+    return results, tuple(lines)

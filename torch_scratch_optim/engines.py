@@ -12,7 +12,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, update_wrapper
-from itertools import compress, repeat
+from itertools import chain, compress, repeat
 from operator import attrgetter
 from typing import Any
 
@@ -22,8 +22,7 @@ from torch import Tensor
 from .carriers import Functional, TensorList, is_half_on_cpu
 
 Row = dict[str, Tensor]
-Cells = tuple[Tensor, ...]  # a row without its letters: what holds for many rows is said once
-Kind = tuple[Any, ...]  # a device and the dtypes of a row
+Kind = tuple[torch.device, torch.dtype]
 Engine = Callable[[Callable[..., None], "Table", dict[str, Any]], None]
 
 Part = tuple[dict[str, Any], "Table"]  # scalars, and the rows that they are for
@@ -42,6 +41,7 @@ FEW = 16
 # How the gradient is made that a rule is given; a rule's own scalars have other names.
 GRADIENT = ("gradient.inverse_scale", "gradient.maximize", "gradient.l2")
 
+KIND = attrgetter("device", "dtype")
 ORDINARY = {Tensor, torch.nn.Parameter}  # neither shards nor other subclasses
 
 
@@ -71,6 +71,14 @@ class Table:
         columns = {letter: list(compress(c, wanted)) for letter, c in self.columns.items()}
         return Table(columns, list(compress(self.sizes, wanted)))
 
+    def by_kind(self) -> list[tuple[tuple[Kind, ...], Table]]:
+        """Rows whose tensors, column by column, have the same device and dtype."""
+        rows: defaultdict[tuple[Kind, ...], list[int]] = defaultdict(list)
+        columns = [map(KIND, column) for column in self.columns.values()]
+        for i, kinds in enumerate(zip(*columns, strict=True)):
+            rows[kinds].append(i)
+        return [(kinds, self.select(indices)) for kinds, indices in rows.items()]
+
     def select(self, indices: Sequence[int]) -> Table:
         """The rows of these indices."""
         columns = {letter: [c[i] for i in indices] for letter, c in self.columns.items()}
@@ -80,26 +88,34 @@ class Table:
 def loop(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
     """Run the rule on one tensor at a time, big tensors block by block."""
     scalars = numbers(scalars)
-    for i, (size, row) in enumerate(zip(table.sizes, arguments(rule, table), strict=True)):
+    call, columns = by_position(rule, table.columns, scalars)
+    for i, (size, *row) in enumerate(zip(table.sizes, *columns, strict=False)):
         if size <= CPU_BLOCK:
-            rule(*row, **scalars)
+            call(*row, **scalars)
         else:
             for block in cut({letter: column[i] for letter, column in table.columns.items()}):
                 rule(**block, **scalars)
 
 
-def arguments(rule: Callable[..., None], table: Table) -> Iterator[tuple[Any, ...]]:
-    """The rows as a rule's arguments by position, which takes Python less time than by name."""
+def by_position(
+    rule: Callable[..., None], columns: dict[str, list[Tensor]], scalars: dict[str, Any]
+) -> tuple[Callable[..., None], list[Iterable[Tensor | None]]]:
+    """A rule and its tensors in the order of its arguments: Python passes them faster than by name.
+
+    Tensors that there are not are None. A rule that takes tensors by keyword alone gets them so.
+    """
     names = positional(getattr(rule, "__wrapped__", rule))
-    columns: list[Any] = [table.columns.get(name) for name in names]
-    while columns[-1] is None:
-        columns.pop()
-    return zip(*[repeat(None) if column is None else column for column in columns], strict=False)
+    names = names[: max(map(names.index, columns.keys() & names)) + 1]
+    if columns.keys() <= set(names) and scalars.keys().isdisjoint(names):
+        return rule, [columns.get(name) or repeat(None) for name in names]
+    return lambda *row, **own: rule(**dict(zip(columns, row, strict=True)), **own), [
+        *columns.values()
+    ]
 
 
 @lru_cache(maxsize=256)
 def positional(rule: Callable[..., None]) -> list[str]:
-    """The names of a rule's tensors."""
+    """The names of what a rule takes by position."""
     parameters = inspect.signature(rule).parameters.values()
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
@@ -116,17 +132,12 @@ def foreach(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) ->
     alone = [p.is_cpu and size > SMALL for p, size in zip(params, table.sizes, strict=True)]
     loop(rule, table.pick(alone), scalars)
     scalars = numbers(scalars)
-    letters = tuple(table.columns)
-    for (device, *_), rows in alike(table.pick([not a for a in alone]).columns).items():
-        most = GRAIN
-        if device.type != "cpu":
-            most = DEVICE_BLOCK
-            rows = [
-                tuple(b.values()) for r in rows for b in cut(dict(zip(letters, r, strict=True)))
-            ]
-        for batch in _batches(rows, most):
-            lists = map(TensorList, map(list, zip(*batch, strict=True)))
-            rule(**dict(zip(letters, lists, strict=True)), **scalars)
+    for kinds, some in table.pick([not a for a in alone]).by_kind():
+        on_cpu = kinds[0][0].type == "cpu"
+        rows = some.rows() if on_cpu else chain.from_iterable(map(cut, some.rows()))
+        for batch in _batches(rows, GRAIN if on_cpu else DEVICE_BLOCK):
+            lists = {letter: TensorList([row[letter] for row in batch]) for letter in some.columns}
+            rule(**lists, **scalars)
 
 
 def gathers(params: Sequence[Tensor], sizes: Sequence[int]) -> bool:
@@ -219,41 +230,25 @@ def numbers(scalars: dict[str, Any]) -> dict[str, Any]:
     return {k: v.item() if isinstance(v, Tensor) else v for k, v in scalars.items()}
 
 
-def alike(columns: dict[str, list[Tensor]]) -> dict[Kind, list[Cells]]:
-    """The cells of each row, put together by the device and the dtypes of their tensors."""
-    kinds = [list(map(attrgetter("device"), columns["p"]))]
-    kinds += [list(map(attrgetter("dtype"), column)) for column in columns.values()]
-    rows = list(zip(*columns.values(), strict=True))
-    if all(len(set(kind)) == 1 for kind in kinds):  # as in most models, so it should cost little
-        return {tuple(kind[0] for kind in kinds): rows}
-    sorted_out: defaultdict[Kind, list[Cells]] = defaultdict(list)
-    for cells, *kind in zip(rows, *kinds, strict=True):
-        sorted_out[tuple(kind)].append(cells)
-    return sorted_out
-
-
 def cut(row: Row) -> Iterable[Row]:
     """Cut a row of big tensors into views of a block each.
 
     Tensors that are not dense, or not laid out alike, are left whole. It takes some doing to make
-    such a row: autograd lays a gradient out as its parameter, and so is the state.
+    such a row: autograd lays a gradient out as its parameter, and so is the state. So is half
+    precision on a CPU, where torch rounds the end of a tensor differently from its middle.
     """
     p = row["p"]
-    size = p.numel()
-    whole = size <= block_size(p) or row["g"].is_sparse
+    block = CPU_BLOCK if p.is_cpu else DEVICE_BLOCK
+    whole = p.numel() <= block or is_half_on_cpu(p) or row["g"].is_sparse
     if whole or (flat := in_memory_order(tuple(row.values()))) is None:
         return (row,)
-    lengths = _whole_grains(size) if is_half_on_cpu(p) else _even(size, block_size(p))
-    pieces = zip(*(tensor.split(lengths) for tensor in flat), strict=True)
+    # The fewest blocks, of even lengths, in whole cache lines.
+    length = -(-p.numel() // -(-p.numel() // block) // 64) * 64
+    pieces = zip(*[tensor.split(length) for tensor in flat], strict=True)
     return (dict(zip(row, piece, strict=True)) for piece in pieces)
 
 
-def block_size(p: Tensor) -> int:
-    """The most elements of tensors like `p` that move at once."""
-    return CPU_BLOCK if p.is_cpu else DEVICE_BLOCK
-
-
-def in_memory_order(row: Cells) -> list[Tensor] | None:
+def in_memory_order(row: tuple[Tensor, ...]) -> list[Tensor] | None:
     """One-dimensional views of a row's tensors, if all are dense and laid out alike."""
     if all(map(Tensor.is_contiguous, row)):
         return [tensor.view(-1) for tensor in row]
@@ -264,46 +259,16 @@ def in_memory_order(row: Cells) -> list[Tensor] | None:
     return [tensor.permute(order).view(-1) for tensor in row]
 
 
-def _even(size: int, block: int) -> int:
-    """A length that cuts `size` into the fewest blocks of even lengths, in whole cache lines."""
-    return _ceil(_ceil(size, _ceil(size, block)), 64) * 64
-
-
-def _ceil(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def _whole_grains(size: int) -> list[int]:
-    """Lengths that cut a flat tensor where torch's CPU kernels, given all of it, would not differ.
-
-    Such a kernel deals a tensor out to its threads, and each thread leaves the end of its share,
-    what does not fill a vector register, to scalar code, which rounds half precision differently.
-    So cut where the threads' shares end, and elsewhere only between grains that divide by the
-    number of threads: then no other element falls to scalar code.
-    """
-    threads = torch.get_num_threads()
-    share = _ceil(size, min(threads, _ceil(size, GRAIN)))
-    lengths = []
-    for start in range(0, size, share):
-        left = min(share, size - start)
-        while left:
-            grains = min(left, CPU_BLOCK) // GRAIN
-            length = (grains - grains % threads or grains) * GRAIN or left
-            lengths.append(length)
-            left -= length
-    return lengths
-
-
-def _batches(rows: list[Cells], most: int) -> Iterator[list[Cells]]:
+def _batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
     """Batches of rows of up to so many elements each, or of one row that has more."""
-    batch: list[Cells] = []
+    batch: list[Row] = []
     left = most
-    for cells in rows:
-        size = cells[0].numel()
+    for row in rows:
+        size = row["p"].numel()
         if batch and size > left:
             yield batch
             batch, left = [], most
-        batch.append(cells)
+        batch.append(row)
         left -= size
     if batch:
         yield batch

@@ -22,6 +22,7 @@ struct Rows {
 static void move(const Rows& rows, int64_t row, int64_t begin, int64_t end) {
   double numbers[NUMBERS + 1];  // a copy, which no column overlaps
   for (int k = 0; k < NUMBERS; ++k) numbers[k] = rows.numbers[row * rows.stride + k];
+#define ELEMENT(index, type, written) c##index,
 #define POINTER(index, type, written) \
   type* __restrict column##index = (type*)rows.pointers[index * rows.count + row];
 #define LOAD(index, type, written) auto c##index = load(column##index[i]);

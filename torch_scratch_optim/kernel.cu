@@ -40,6 +40,7 @@ template <int WORDS> INLINE void move(const Table<WORDS>& table) {
   double numbers[NUMBERS + 1];
   for (int k = 0; k < NUMBERS; ++k) numbers[k] = source[row * table.stride + k];
   bool aligned = true;
+#define ELEMENT(index, type, written) c##index,
 #define POINTER(index, type, written) type* column##index = (type*)pointers[index * rows + row] + begin; \
   aligned = aligned && is_aligned(column##index);
 #define LOAD_FOUR(index, type, written) Four<type> four##index = *(const Four<type>*)(column##index + i);

@@ -19,6 +19,7 @@ from .engines import ORDINARY, Engine, Part, Table
 from .on_device import check_devices, count_on_device, cut_alike, is_capturing, shards
 
 Group = dict[str, Any]
+Update = Callable[[], None]
 
 # What torch assumes for an option that an old checkpoint does not know.
 _BEFORE_IT_WAS_AN_OPTION: Group = {
@@ -77,7 +78,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         """The state that a group keeps: ``{letter in the rule: name in a checkpoint}``."""
         raise NotImplementedError
 
-    def scalars(self, t: float, group: Group) -> dict[str, Any]:
+    def scalars(self, t: Any, group: Group) -> dict[str, Any]:
         """The rule's keyword scalars at step t = 1, 2, …: plain arithmetic on a group's options.
 
         The options may be tensors, and for a capturable group so is t: a number for each parameter.
@@ -133,7 +134,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         """
         raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
 
-    def _updates(self, group: Group) -> list[Callable[[], None]]:
+    def _updates(self, group: Group) -> list[Update]:
         """A group's step, all of it checked and compiled: what is left to do."""
         params: list[Tensor] = []
         grads: list[Tensor] = []
@@ -178,24 +179,26 @@ class ScratchOptimizer(torch.optim.Optimizer):
         group: Group,
         table: Table,
         steps: list[Tensor],
-        new: dict[Tensor, dict[str, Any]],
+        new: dict[Tensor, Group],
         checked: Checked | None = None,
-        sparse_engine: Engine | None = None,
-    ) -> Callable[[], None]:
-        """What is left to do for some parameters of a group."""
-        on_device = group.get("capturable") or (
-            group.get("fused") and table.columns["p"][0].is_cuda
-        )
-        if on_device and checked is not None:
-            if update := self._by_kernel_on_device(group, table, steps, new, checked):
-                return update
+        engine: Engine | None = None,
+    ) -> Update:
+        """What is left to do for some parameters of a group, by an engine if one is given."""
+        planned: tuple[Update, list[Tensor]] | None = None
+        kinds = checked.kinds if checked is not None else None
+        on_gpu = checked if kinds and kinds[0][0].type == "cuda" else None
+        capturable, fused = group.get("capturable"), group.get("fused")
+        if on_gpu and (fused or capturable):
+            planned = self._plan_on_device(group, table, steps, new, on_gpu)
+            if planned:
+                return partial(self._finish, new, *planned)
         # GradScaler sets `found_inf` and `grad_scale` for the time of a step.
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item():
-            return _nothing
+            return partial(_fused.run_all, [])
         scale: Tensor | None = getattr(self, "grad_scale", None)
         gradient = _gradient(group, None if scale is None else 1 / scale.item())
-        if group.get("capturable"):
+        if capturable:
             return partial(self._update_on_device, group, table, steps, gradient, new)
         parts: list[Part]
         if self.counts_steps:
@@ -206,73 +209,19 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 (self.scalars(None, group) | {"first": first}, rows)
                 for first, rows in by_value(table, _firsts(table, new))
             ]
-        planned = None
-        if sparse_engine:
-            engine = sparse_engine
-        elif group.get("fused"):
+        if fused and engine is None:
             planned = _fused.plan(self.rule, parts, gradient, checked, steps)
-        else:
-            engine = _engine(group, table, checked)
-            if engine is engines.foreach and group.get("foreach") is None and len(parts) == 1:
-                if checked is not None and checked.kinds and checked.kinds[0][0].type == "cuda":
-                    planned = _fused.plan_default(self.rule, parts[0], gradient, checked, steps)
-        if planned:
-            return partial(self._finish, new, *planned)
-        if engine is not engines.tensorial:
-            gradient = engines.numbers(gradient)
-        move = partial(_run, engine, engines.descending(self.rule, gradient), parts)
-        return partial(self._finish, new, move, steps)
+        elif on_gpu and not engine and group.get("foreach") is None and len(parts) == 1:
+            if not group.get("differentiable"):
+                planned = _fused.plan_default(self.rule, parts[0], gradient, on_gpu, steps)
+        if planned is None:
+            engine = engine or _engine(group, table, checked)
+            if engine is not engines.tensorial:
+                gradient = engines.numbers(gradient)
+            planned = partial(_run, engine, engines.descending(self.rule, gradient), parts), steps
+        return partial(self._finish, new, *planned)
 
-    def _by_kernel_on_device(
-        self,
-        group: Group,
-        table: Table,
-        steps: list[Tensor],
-        new: dict[Tensor, dict[str, Any]],
-        checked: Checked,
-    ) -> Callable[[], None] | None:
-        """A step by kernels that count on a GPU; None if they cannot take the tensors."""
-        if not checked.kinds or checked.kinds[0][0].type != "cuda":
-            return None
-        device = checked.kinds[0][0]
-        if checked.steps - {(device, torch.float32)}:
-            return None
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
-        if found_inf is not None:
-            if new and found_inf.item():  # what is made in a step that moves nothing would be wrong
-                return _nothing
-            found_inf = found_inf.to(device)
-        options = dict(group)
-        if (scale := getattr(self, "grad_scale", None)) is not None:
-            options["grad_scale"] = scale.to(device)
-
-        def scalars(first: bool | None, t: Any, group: Group) -> dict[str, Any]:
-            own = self.scalars(t, group) | ({} if first is None else {"first": first})
-            scale = group.get("grad_scale")
-            return own | _gradient(group, None if scale is None else 1 / scale)
-
-        moves = []
-        for first, rows in by_value(table, [None] if self.counts_steps else _firsts(table, new)):
-            # While a graph is captured nothing can be compiled, so make what later steps need, too.
-            for later in [False, first] if first else [first]:
-                move = _fused.plan_on_device(
-                    self.rule,
-                    partial(scalars, later),
-                    options,
-                    rows,
-                    checked,
-                    steps,
-                    found_inf,
-                    later,
-                )
-            if move is None:
-                return None
-            moves.append(move)
-        return partial(self._finish, new, partial(_all, moves), [])
-
-    def _finish(
-        self, new: dict[Tensor, dict[str, Any]], move: Callable[[], None], steps: list[Tensor]
-    ) -> None:
+    def _finish(self, new: dict[Tensor, Group], move: Update, steps: list[Tensor]) -> None:
         """Keep the new state, move, and count what was moved."""
         for p, state in new.items():
             self.state[p].update(state)
@@ -280,23 +229,57 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if steps:
             count(steps)
 
+    def _plan_on_device(
+        self,
+        group: Group,
+        table: Table,
+        steps: list[Tensor],
+        new: dict[Tensor, Group],
+        checked: Checked,
+    ) -> tuple[Update, list[Tensor]] | None:
+        """A step by kernels that count on a GPU; None if they cannot take the tensors."""
+        device = table.columns["p"][0].device
+        if checked.steps - {(device, torch.float32)}:
+            return None
+        found_inf, scale = (getattr(self, name, None) for name in ("found_inf", "grad_scale"))
+        if found_inf is not None:
+            if new and found_inf.item():  # a first step must remain a first step
+                return partial(_fused.run_all, []), []
+            found_inf = found_inf.to(device)
+        options = group if scale is None else group | {"grad_scale": scale.to(device)}
+
+        def scalars(first: bool | None, t: Any, group: Group) -> dict[str, Any]:
+            own = self.scalars(t, group) | ({} if first is None else {"first": first})
+            scale = group.get("grad_scale")
+            return own | _gradient(group, None if scale is None else 1 / scale)
+
+        moves: list[Update] = []
+        for first, rows in by_value(table, [None] if self.counts_steps else _firsts(table, new)):
+            # While a graph is captured nothing can be compiled, so make what later steps need, too.
+            for flag in [False, True] if first else [first]:
+                own = partial(scalars, flag), options, rows, checked, steps, found_inf, flag
+                move = _fused.plan_on_device(self.rule, *own)
+            if move is None:
+                return None
+            moves.append(move)
+        return partial(_fused.run_all, moves), []
+
     def _update_on_device(
         self,
         group: Group,
         table: Table,
         steps: list[Tensor],
         gradient: dict[str, Any],
-        new: dict[Tensor, dict[str, Tensor]],
+        new: dict[Tensor, Group],
     ) -> None:
-        """Count on the device; the counts of the parameters and all that follows stay there."""
+        """Count on the device by tensor operations; all that follows from the counts stays there."""
         rule = engines.descending(self.rule, gradient)
-        firsts = _firsts(table, new)
         for p, state in new.items():
             self.state[p].update(state)
         if self.counts_steps:
             engines.tensorial(rule, table, self.scalars(count_on_device(steps), group))
         else:
-            for first, rows in by_value(table, firsts):
+            for first, rows in by_value(table, _firsts(table, new)):
                 engines.tensorial(rule, rows, self.scalars(None, group) | {"first": first})
 
     def _check(
@@ -304,22 +287,20 @@ class ScratchOptimizer(torch.optim.Optimizer):
     ) -> Checked | None:
         """Refuse shapes that no engine may move; say what else there is to know of the tensors,
         if they are ordinary ones."""
-        if torch.compiler.is_compiling():
-            self._refuse_shapes(group, columns)
-            return None
         tensors = [t for column in columns.values() for t in column]
         tensors += steps
-        checked: Checked | None = self._checked.get(id(group))
+        compiling = torch.compiler.is_compiling()
+        checked: Checked | None = None if compiling else self._checked.get(id(group))
         if checked is None or not checked.holds(tensors):
             self._refuse_shapes(group, columns)
-            checked = check(columns, steps, tensors)
+            checked = None if compiling else check(columns, steps, tensors)
             if checked is not None:
                 self._checked[id(group)] = checked
         return checked
 
     def _states(
         self, group: Group, params: list[Tensor], columns: dict[str, str]
-    ) -> tuple[list[dict[str, Any]], dict[Tensor, dict[str, Any]]]:
+    ) -> tuple[list[Group], dict[Tensor, Group]]:
         """The state of each parameter, and what of it is new and not yet kept.
 
         As in torch, a state that is empty is made; one in which something is missing is an error.
@@ -339,7 +320,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if is_capturing():
             raise RuntimeError("step() makes state: it cannot be captured before it has run once")
         new = {p: self.new_state(p, group) for p in compress(params, missing)}
-        return [(new.get(p) or state) for p, state in zip(params, states, strict=True)], new
+        return [new.get(p) or state for p, state in zip(params, states, strict=True)], new
 
     def _real(self, group: Group, table: Table) -> Table:
         """Real tensors that are here: this process's shards, complex numbers as pairs."""
@@ -442,15 +423,6 @@ def _refuse_contradictions(options: Group) -> None:
     compiles = options.get("fused") and not options.get("capturable")
     if compiles and not torch.cuda.is_available():
         require_compiler()
-
-
-def _nothing() -> None:
-    """What is left to do where a gradient is infinite."""
-
-
-def _all(moves: list[Callable[[], None]]) -> None:
-    for move in moves:
-        move()
 
 
 def _firsts(table: Table, new: dict[Tensor, Any]) -> list[bool]:

@@ -82,35 +82,19 @@ class ScratchSGD(ScratchOptimizer):
     splits_complex = False
 
     def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1e-3,
-        momentum: float = 0,
-        dampening: float = 0,
-        weight_decay: float | Tensor = 0,
-        nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        capturable: bool = False,
-    ) -> None:
+        self, params: ParamsT, lr: float | Tensor = 1e-3, momentum: float = 0,
+        dampening: float = 0, weight_decay: float | Tensor = 0, nesterov: bool = False, *,
+        maximize: bool = False, foreach: bool | None = None, differentiable: bool = False,
+        fused: bool | None = None, capturable: bool = False,
+    ) -> None:  # fmt: skip
         check_options(lr=lr, momentum=momentum, weight_decay=weight_decay)
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
         defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "maximize": maximize,
-            "foreach": foreach,
-            "differentiable": differentiable,
-            "fused": fused,
-            "capturable": capturable,
-        }
+            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
+            "nesterov": nesterov, "maximize": maximize, "foreach": foreach,
+            "differentiable": differentiable, "fused": fused, "capturable": capturable,
+        }  # fmt: skip
         super().__init__(params, defaults)
 
     def columns(self, group: Group) -> dict[str, str]:
@@ -127,7 +111,7 @@ class ScratchSGD(ScratchOptimizer):
             raise RuntimeError("weight_decay option is not compatible with sparse gradients")
         return engines.loop  # the rule is linear, so sparse tensors answer to all its words
 
-    def scalars(self, t: float, group: Group) -> dict[str, Any]:
+    def scalars(self, t: Any, group: Group) -> dict[str, Any]:
         return {
             "lr": group["lr"],
             "momentum": group["momentum"],
@@ -144,30 +128,12 @@ class ScratchMomentum(ScratchSGD):
     """
 
     def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 1e-3,
-        momentum: float = 0.9,
-        dampening: float = 0,
-        weight_decay: float | Tensor = 0,
-        nesterov: bool = False,
-        *,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        differentiable: bool = False,
-        fused: bool | None = None,
-        capturable: bool = False,
-    ) -> None:
+        self, params: ParamsT, lr: float | Tensor = 1e-3, momentum: float = 0.9,
+        dampening: float = 0, weight_decay: float | Tensor = 0, nesterov: bool = False, *,
+        maximize: bool = False, foreach: bool | None = None, differentiable: bool = False,
+        fused: bool | None = None, capturable: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(
-            params,
-            lr,
-            momentum,
-            dampening,
-            weight_decay,
-            nesterov,
-            maximize=maximize,
-            foreach=foreach,
-            differentiable=differentiable,
-            fused=fused,
-            capturable=capturable,
-        )
+            params, lr, momentum, dampening, weight_decay, nesterov, maximize=maximize,
+            foreach=foreach, differentiable=differentiable, fused=fused, capturable=capturable,
+        )  # fmt: skip
