@@ -40,7 +40,7 @@ def test_on_other_devices_everything_is_gathered_and_big_tensors_in_blocks() -> 
         sizes.append([t.numel() for t in p.tensors])
 
     p = [torch.empty(n, device="meta") for n in (3, 0, 5, engines.DEVICE_BLOCK + 128)]
-    engines.foreach(rule, {"p": p, "g": p}, {})
+    engines.foreach(rule, engines.Table({"p": p, "g": p}), {})
     half = engines.DEVICE_BLOCK // 2 + 64
     assert sizes == [[3, 0, 5, half], [half]]
 

@@ -140,7 +140,24 @@ for _word, _form in {
 }.items():  # fmt: skip
     setattr(NumberSymbol, f"__{_word}__", lambda self, other, f=_form: self._of(f, self, other))
     setattr(NumberSymbol, f"__r{_word}__", lambda self, other, f=_form: self._of(f, other, self))
-for _word in ["eq", "ne", "lt", "le", "gt", "ge", "float", "int", "index", "hash", "abs", "round", "floordiv", "mod", "divmod", "iter"]:
+for _word in [
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "float",
+    "int",
+    "index",
+    "hash",
+    "abs",
+    "round",
+    "floordiv",
+    "mod",
+    "divmod",
+    "iter",
+]:
     setattr(NumberSymbol, f"__{_word}__", lambda self, *_, w=_word: self._refuse(f"{w}()"))
 
 

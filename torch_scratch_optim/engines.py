@@ -143,7 +143,7 @@ def foreach(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) ->
 def gathers(params: Sequence[Tensor], sizes: Sequence[int]) -> bool:
     """Whether there is enough to gather: anything on other devices, small tensors on a CPU."""
     few = sum([size <= SMALL for size in sizes]) <= FEW
-    return not (few and all([p.is_cpu for p in params]))
+    return not (few and all(p.is_cpu for p in params))
 
 
 def whole(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
@@ -225,7 +225,7 @@ def descending(rule: Callable[..., None], gradient: dict[str, Any]) -> Callable[
 
 def numbers(scalars: dict[str, Any]) -> dict[str, Any]:
     """Hyper-parameters that are tensors have done their arithmetic as such; now, their values."""
-    if not any([isinstance(value, Tensor) for value in scalars.values()]):
+    if not any(isinstance(value, Tensor) for value in scalars.values()):
         return scalars
     return {k: v.item() if isinstance(v, Tensor) else v for k, v in scalars.items()}
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from itertools import compress, zip_longest
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -34,6 +34,30 @@ _BEFORE_IT_WAS_AN_OPTION: Group = {
     "differentiable": False,
     "fused": None,
 }
+
+
+class Work(NamedTuple):
+    """Rows of a group that are to be moved.
+
+    Attributes:
+        group: the group.
+        table: what its rule works on.
+        steps: the step counts of the rows, if they are counted.
+        new: by parameter, the state that is made in this step.
+        checked: what is known of the tensors, if they are ordinary.
+        engine: what moves them, if it is not the group's options that decide.
+    """
+
+    group: Group
+    table: Table
+    steps: list[Tensor]
+    new: dict[Tensor, Group]
+    checked: Checked | None = None
+    engine: Engine | None = None
+
+    def firsts(self) -> list[bool]:
+        """Of each row, whether this is its first step; or of all, that it is not."""
+        return [p in self.new for p in self.table.columns["p"]] if self.new else [False]
 
 
 class ScratchOptimizer(torch.optim.Optimizer):
@@ -159,39 +183,29 @@ class ScratchOptimizer(torch.optim.Optimizer):
         steps = [state["step"] for state in states] if self.counts_steps else []
         checked = self._check(group, columns, steps)
         if checked is not None:
-            table = Table(columns, checked.sizes)
-            return [self._update(group, table, steps, new, checked)]
+            return [self._update(Work(group, Table(columns, checked.sizes), steps, new, checked))]
         table = Table(columns)
         sparse = [g.is_sparse for g in grads]
         if True not in sparse:
-            return [self._update(group, self._real(group, table), steps, new)]
+            return [self._update(Work(group, self._real(group, table), steps, new))]
         engine = self.sparse_engine(group)
-        updates = []
-        for rows, own in ((sparse, engine), ([not is_sparse for is_sparse in sparse], None)):
-            if True in rows:
-                part = self._real(group, table.pick(rows))
-                some = list(compress(steps, rows))
-                updates.append(self._update(group, part, some, new, None, own))
-        return updates
+        parts = (sparse, engine), ([not is_sparse for is_sparse in sparse], None)
+        return [
+            self._update(Work(
+                group, self._real(group, table.pick(rows)), [*compress(steps, rows)], new, None, own
+            ))
+            for rows, own in parts if True in rows
+        ]  # fmt: skip
 
-    def _update(
-        self,
-        group: Group,
-        table: Table,
-        steps: list[Tensor],
-        new: dict[Tensor, Group],
-        checked: Checked | None = None,
-        engine: Engine | None = None,
-    ) -> Update:
-        """What is left to do for some parameters of a group, by an engine if one is given."""
-        planned: tuple[Update, list[Tensor]] | None = None
+    def _update(self, work: Work) -> Update:
+        group, table, checked, engine = work.group, work.table, work.checked, work.engine
         kinds = checked.kinds if checked is not None else None
         on_gpu = checked if kinds and kinds[0][0].type == "cuda" else None
         capturable, fused = group.get("capturable"), group.get("fused")
         if on_gpu and (fused or capturable):
-            planned = self._plan_on_device(group, table, steps, new, on_gpu)
-            if planned:
-                return partial(self._finish, new, *planned)
+            update = self._by_kernel_on_gpu(work, on_gpu)
+            if update:
+                return update
         # GradScaler sets `found_inf` and `grad_scale` for the time of a step.
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item():
@@ -199,27 +213,27 @@ class ScratchOptimizer(torch.optim.Optimizer):
         scale: Tensor | None = getattr(self, "grad_scale", None)
         gradient = _gradient(group, None if scale is None else 1 / scale.item())
         if capturable:
-            return partial(self._update_on_device, group, table, steps, gradient, new)
+            return partial(self._by_tensors_on_device, work, gradient)
         parts: list[Part]
         if self.counts_steps:
-            counts = checked.next_counts(steps) if checked else next_counts(steps)
+            counts = checked.next_counts(work.steps) if checked else next_counts(work.steps)
             parts = [(self.scalars(t, group), rows) for t, rows in by_value(table, counts)]
         else:
-            parts = [
-                (self.scalars(None, group) | {"first": first}, rows)
-                for first, rows in by_value(table, _firsts(table, new))
-            ]
-        if fused and engine is None:
-            planned = _fused.plan(self.rule, parts, gradient, checked, steps)
-        elif on_gpu and not engine and group.get("foreach") is None and len(parts) == 1:
-            if not group.get("differentiable"):
-                planned = _fused.plan_default(self.rule, parts[0], gradient, on_gpu, steps)
+            firsts = by_value(table, work.firsts())
+            parts = [(self.scalars(None, group) | {"first": f}, rows) for f, rows in firsts]
+        planned = None
+        default = not engine and len(parts) == 1 and group.get("foreach") is None
+        if fused and not engine:
+            planned = _fused.plan(self.rule, parts, gradient, checked, work.steps)
+        elif on_gpu and default and not group.get("differentiable"):
+            planned = _fused.plan_default(self.rule, parts[0], gradient, on_gpu, work.steps)
         if planned is None:
             engine = engine or _engine(group, table, checked)
             if engine is not engines.tensorial:
                 gradient = engines.numbers(gradient)
-            planned = partial(_run, engine, engines.descending(self.rule, gradient), parts), steps
-        return partial(self._finish, new, *planned)
+            rule = engines.descending(self.rule, gradient)
+            planned = partial(_run, engine, rule, parts), work.steps
+        return partial(self._finish, work.new, *planned)
 
     def _finish(self, new: dict[Tensor, Group], move: Update, steps: list[Tensor]) -> None:
         """Keep the new state, move, and count what was moved."""
@@ -229,22 +243,16 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if steps:
             count(steps)
 
-    def _plan_on_device(
-        self,
-        group: Group,
-        table: Table,
-        steps: list[Tensor],
-        new: dict[Tensor, Group],
-        checked: Checked,
-    ) -> tuple[Update, list[Tensor]] | None:
+    def _by_kernel_on_gpu(self, work: Work, checked: Checked) -> Update | None:
         """A step by kernels that count on a GPU; None if they cannot take the tensors."""
+        group, table = work.group, work.table
         device = table.columns["p"][0].device
         if checked.steps - {(device, torch.float32)}:
             return None
         found_inf, scale = (getattr(self, name, None) for name in ("found_inf", "grad_scale"))
         if found_inf is not None:
-            if new and found_inf.item():  # a first step must remain a first step
-                return partial(_fused.run_all, []), []
+            if work.new and found_inf.item():  # a first step must remain a first step
+                return partial(_fused.run_all, [])
             found_inf = found_inf.to(device)
         options = group if scale is None else group | {"grad_scale": scale.to(device)}
 
@@ -254,33 +262,27 @@ class ScratchOptimizer(torch.optim.Optimizer):
             return own | _gradient(group, None if scale is None else 1 / scale)
 
         moves: list[Update] = []
-        for first, rows in by_value(table, [None] if self.counts_steps else _firsts(table, new)):
+        for first, rows in by_value(table, [None] if self.counts_steps else work.firsts()):
             # While a graph is captured nothing can be compiled, so make what later steps need, too.
             for flag in [False, True] if first else [first]:
-                own = partial(scalars, flag), options, rows, checked, steps, found_inf, flag
-                move = _fused.plan_on_device(self.rule, *own)
+                given = options, rows, checked, work.steps, found_inf, flag
+                move = _fused.plan_on_device(self.rule, partial(scalars, flag), *given)
             if move is None:
                 return None
             moves.append(move)
-        return partial(_fused.run_all, moves), []
+        return partial(self._finish, work.new, partial(_fused.run_all, moves), [])
 
-    def _update_on_device(
-        self,
-        group: Group,
-        table: Table,
-        steps: list[Tensor],
-        gradient: dict[str, Any],
-        new: dict[Tensor, Group],
-    ) -> None:
-        """Count on the device by tensor operations; all that follows from the counts stays there."""
+    def _by_tensors_on_device(self, work: Work, gradient: dict[str, Any]) -> None:
+        """Count on the device by tensor operations; what follows from the counts stays there."""
         rule = engines.descending(self.rule, gradient)
-        for p, state in new.items():
+        for p, state in work.new.items():
             self.state[p].update(state)
         if self.counts_steps:
-            engines.tensorial(rule, table, self.scalars(count_on_device(steps), group))
+            scalars = self.scalars(count_on_device(work.steps), work.group)
+            engines.tensorial(rule, work.table, scalars)
         else:
-            for first, rows in by_value(table, _firsts(table, new)):
-                engines.tensorial(rule, rows, self.scalars(None, group) | {"first": first})
+            for first, rows in by_value(work.table, work.firsts()):
+                engines.tensorial(rule, rows, self.scalars(None, work.group) | {"first": first})
 
     def _check(
         self, group: Group, columns: dict[str, list[Tensor]], steps: list[Tensor]
@@ -317,6 +319,8 @@ class ScratchOptimizer(torch.optim.Optimizer):
             missing = [not state or state.get(name) is None for state in states]
             if True not in missing:
                 return states, {}
+        if any(p.grad.is_sparse for p in params if p.grad is not None):
+            self.sparse_engine(group)  # which may refuse
         if is_capturing():
             raise RuntimeError("step() makes state: it cannot be captured before it has run once")
         new = {p: self.new_state(p, group) for p in compress(params, missing)}
@@ -423,11 +427,6 @@ def _refuse_contradictions(options: Group) -> None:
     compiles = options.get("fused") and not options.get("capturable")
     if compiles and not torch.cuda.is_available():
         require_compiler()
-
-
-def _firsts(table: Table, new: dict[Tensor, Any]) -> list[bool]:
-    """Of each row, whether this is its first step; or of all, that it is not."""
-    return [p in new for p in table.columns["p"]] if new else [False]
 
 
 def _gradient(group: Group, inverse_scale: Any) -> dict[str, Any]:
