@@ -19,6 +19,9 @@ from benchmarks.record import provenance, read_json
 from benchmarks.report import markdown
 from benchmarks.step_report import EXPLANATION, ratio_table
 from torch_scratch_optim import ScratchOptimizer
+from torch_scratch_optim._fused import split
+from torch_scratch_optim._kernels import Signature, source
+from torch_scratch_optim.engines import GRADIENT
 
 Options = dict[str, Any]
 
@@ -62,7 +65,10 @@ def traffic(optimizer: ScratchOptimizer) -> tuple[list[str], list[str]]:
     (group,) = optimizer.param_groups
     tensors = {x: torch.ones(1) for x in ("p", "g", *optimizer.columns(group))}
     before = {x: tensor._version for x, tensor in tensors.items()}
-    optimizer.rule(**tensors, **optimizer.scalars(2.0, group))
+    scalars = optimizer.scalars(2.0, group)
+    if not optimizer.counts_steps:
+        scalars["first"] = False
+    optimizer.rule(**tensors, **scalars)
     return list(tensors), [x for x, tensor in tensors.items() if tensor._version > before[x]]
 
 
@@ -99,10 +105,24 @@ def atlas() -> str:
     return "\n\n".join([where, lines, worst_table(recorded), ULPS])
 
 
+def kernel(name: str) -> str:
+    """What a rule writes for a CPU, by default and in float32."""
+    _, optimizer = next(variants(name))
+    (group,) = optimizer.param_groups
+    (p,) = group["params"]
+    columns = ("p", "g", *optimizer.columns(group))
+    flags, numbers, _ = split(optimizer.scalars(1.0, group), dict.fromkeys(GRADIENT))
+    kinds = ((p.device, p.dtype),) * len(columns)
+    text, _ = source(Signature(optimizer.rule, False, flags, numbers, columns, kinds))
+    body = text[text.index("INLINE void update") :]
+    return f"```c++\n{body[: body.index('#define')].strip()}\n```"
+
+
 FACTS: dict[str, Callable[..., str]] = {
     "atlas": atlas,
     "checkpoint": checkpoint,
     "cost": cost,
+    "kernel": kernel,
     "mnist": mnist_table,
     "speed": speed,
 }

@@ -18,7 +18,6 @@ from torch_scratch_optim import (
     ScratchSGD,
 )
 from torch_scratch_optim.carriers import Carrier
-from torch_scratch_optim.optimizer import loss_gradient
 from torch_scratch_optim.sgd import sgd
 
 
@@ -29,10 +28,7 @@ def adagrad_eps_inside(
     *,
     step_size: float,
     eps: float,
-    l2: float | None,
-    maximize: bool,
 ) -> None:
-    g = loss_gradient(p, g, l2=l2, maximize=maximize)
     s.addcmul_(g, g)
     p.addcdiv_(g, s.add(eps).sqrt_(), value=-step_size)  # θ ← θ − γₜ g / √(s + ε)
 
@@ -48,10 +44,7 @@ def rmsprop_eps_inside(
     alpha: float,
     eps: float,
     momentum: float,
-    l2: float | None,
-    maximize: bool,
 ) -> None:
-    g = loss_gradient(p, g, l2=l2, maximize=maximize)
     v.mul_(alpha).addcmul_(g, g, value=1 - alpha)
     if g_avg is None:
         denom = v.add(eps).sqrt_()  # √(v + ε)
@@ -77,11 +70,8 @@ def adam_eps_inside(
     beta2: float,
     root_correction: float,
     eps: float,
-    l2: float | None,
     shrink: float | None,
-    maximize: bool,
 ) -> None:
-    g = loss_gradient(p, g, l2=l2, maximize=maximize)
     if shrink is not None:
         p.mul_(shrink)
     m.lerp_(g, 1 - beta1)
@@ -102,10 +92,7 @@ def sgd_averaging(
     dampening: float,
     nesterov: bool,
     first: bool,
-    l2: float | None,
-    maximize: bool,
 ) -> None:
-    g = loss_gradient(p, g, l2=l2, maximize=maximize)
     if b is not None:
         b.lerp_(g, 1 - momentum)  # b ← μb + (1 − μ) g, from b = 0
         g = g.add(b, alpha=momentum) if nesterov else b
@@ -118,12 +105,9 @@ def sgd_lr_in_velocity(
     b: Carrier | None = None,
     *,
     lr: float,
-    l2: float | None,
-    maximize: bool,
     **others: Any,
 ) -> None:
-    g = loss_gradient(p, g, l2=l2, maximize=maximize).mul(lr)  # b ← μb + (1 − τ) γg
-    sgd(p, g, b, lr=1, l2=None, maximize=False, **others)  # θ ← θ − b
+    sgd(p, g.mul(lr), b, lr=1, **others)  # b ← μb + (1 − τ) γg, θ ← θ − b
 
 
 class AdaGradEpsInside(ScratchAdaGrad):

@@ -35,8 +35,8 @@ myst_enable_extensions = ["deflist", "substitution"]
 myst_substitutions = {
     "the_source_itself": (
         "This is the source itself, included when this page was made. `Carrier` stands for a "
-        "tensor or for many that move as one; `loss_gradient` negates the gradient for `maximize` "
-        "and adds λθ for `weight_decay`."
+        "tensor or for many that move as one; the gradient `g` is negated for `maximize`, and λθ is "
+        "added for `weight_decay`, before any rule is run."
     )
 }
 myst_heading_anchors = 3

@@ -29,7 +29,6 @@ from .engines import (
     descending,
     in_memory_order,
     loop,
-    numbers,
 )  # fmt: skip
 
 HOST = {(torch.device("cpu"), torch.float32)}  # where torch keeps step counts
@@ -165,7 +164,7 @@ class _Move:
 
 def _by_loop(rule: Callable[..., None], parts: list[Part], gradient: Scalars) -> None:
     for scalars, table in parts:
-        loop(descending(rule, numbers(gradient)), table, scalars)
+        loop(descending(rule, gradient), table, scalars)
 
 
 def _dense(row: Row) -> Row:

@@ -72,21 +72,22 @@ def source(signature: Signature, numbers_at: tuple[str, ...] = ()) -> tuple[str,
     name_of_rule = getattr(signature.rule, "__name__", "the rule")
     trace = Trace(name_of_rule, device.type, signature.rounded)
     columns = list(enumerate(zip(signature.columns, dtypes, strict=True)))
-    row = {name: TensorSymbol(trace, f"c{i}", dtype, name) for i, (name, dtype) in columns}
-    scalars: dict[str, Any] = dict(signature.fixed)
-    for i, name in enumerate(signature.numbers):
-        scalars[name] = NumberSymbol(trace, f"numbers[{i}]")
+    row = {name: TensorSymbol(trace, _in_c(name, i), dtype, name) for i, (name, dtype) in columns}
+    named = {name: _in_c(name, i) for i, name in enumerate(signature.numbers)}
+    scalars = dict(signature.fixed) | {k: NumberSymbol(trace, v) for k, v in named.items()}
     rule = descending(signature.rule, {name: scalars.pop(name) for name in GRADIENT})
     rule(**row, **scalars)
-    elements = [f"{working_type(dtype)}& c{i}, " for i, (_, dtype) in columns]
-    results = [f"c{i} = {trace.written[n]};" for i, (n, _) in columns if n in trace.written]
+    elements = [f"{working_type(dtype)}& {_in_c(n, i)}, " for i, (n, dtype) in columns]
+    lines = [f"const double {c} = numbers[{i}];" for i, c in enumerate(named.values())]
+    lines += trace.statements
+    lines += [f"{_in_c(n, i)} = {trace.written[n]};" for i, (n, _) in columns if n in trace.written]
     macro = [f"X({i}, {C_TYPES[dtype]}, {int(n in trace.written)})" for i, (n, dtype) in columns]
     text = [
         _text("kernel_types.h"),
         *numbers_at,
         f"// {name_of_rule}({', '.join(signature.columns)})",
         f"INLINE void update({''.join(elements)}const double* numbers) {{",
-        *[f"  {line}" for line in trace.statements + results],
+        *[f"  {line}" for line in lines],
         "}",
         f"#define NUMBERS {len(signature.numbers)}",
         f"#define COLUMN_COUNT {len(columns)}",
@@ -94,6 +95,11 @@ def source(signature: Signature, numbers_at: tuple[str, ...] = ()) -> tuple[str,
         _text(TARGETS[device.type][0]),
     ]
     return "\n".join(text), tuple(trace.written)
+
+
+def _in_c(name: str, index: int) -> str:
+    """A name that means nothing else in C."""
+    return f"{name.replace('.', '_')}_" if name.isascii() else f"x{index}_"
 
 
 @lru_cache

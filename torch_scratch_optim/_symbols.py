@@ -115,6 +115,7 @@ class NumberSymbol:
         self, trace: Trace, name: str, nonzero: bool = False, tensor: str | None = None
     ) -> None:
         self._trace, self._name, self._nonzero, self._tensor = trace, name, nonzero, tensor
+        self._c_type = tensor or "double"
 
     def _of(self, form: str, *operands: Any) -> NumberSymbol:
         tensors = {getattr(o, "_tensor", None) for o in operands} - {None}
@@ -163,9 +164,11 @@ for _word in [
 
 def value_in(c_type: str, value: Any) -> str:
     """A symbol or a number as a value of a C type, to the last bit."""
-    name = getattr(value, "_name", None) or repr(float(value))
-    special = {"inf": "(1.0 / 0.0)", "-inf": "(-1.0 / 0.0)", "nan": "(0.0 / 0.0)"}
-    return f"(({c_type}){special.get(name, name)})"
+    if isinstance(value, (NumberSymbol, TensorSymbol)):
+        return value._name if value._c_type == c_type else f"({c_type}){value._name}"
+    number = repr(float(value))
+    special = {"inf": "1.0 / 0.0", "-inf": "-1.0 / 0.0", "nan": "0.0 / 0.0"}
+    return f"({c_type})({special.get(number, number)})"
 
 
 class TensorSymbol:
@@ -182,6 +185,7 @@ class TensorSymbol:
         self, trace: Trace, name: str, dtype: torch.dtype, column: str | None = None
     ) -> None:
         self._trace, self._name, self._dtype, self._column = trace, name, dtype, column
+        self._c_type = working_type(dtype)
 
     def __getattr__(self, word: str) -> Callable[..., TensorSymbol]:
         operation = word.removesuffix("_")

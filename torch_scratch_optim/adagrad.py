@@ -46,10 +46,10 @@ class ScratchAdaGrad(ScratchOptimizer):
         foreach: False moves one tensor per operation; True and None move many. Same result.
         maximize: ascend instead of descend.
         differentiable: let gradients flow through :meth:`step`; slow.
-        fused: True compiles the rule, which takes seconds at the first step, and is fastest after
-            that; needs a C++ compiler. Equal up to rounding.
+        fused: True runs a kernel that the rule writes: one pass over memory for a whole group.
+            Needs a C++ compiler on a CPU, and takes a part of a second at the very first step.
         capturable: let a CUDA graph capture :meth:`step`: step counts are on the device, nothing is
-            read on the host and nothing is compiled, `fused` or not. The first step, which makes
+            read on the host. The first step, which makes
             the state, must have run. A learning rate that is to change must be a tensor on the
             device. Without `fused`, :meth:`step` refuses it on a CPU, as torch's does.
             torch.optim has no such argument here.

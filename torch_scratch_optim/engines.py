@@ -237,8 +237,7 @@ def cut(row: Row) -> Iterable[Row]:
     such a row: autograd lays a gradient out as its parameter, and so is the state. So is half
     precision on a CPU, where torch rounds the end of a tensor differently from its middle.
     """
-    p = row["p"]
-    block = CPU_BLOCK if p.is_cpu else DEVICE_BLOCK
+    p, block = row["p"], block_size(row["p"])
     whole = p.numel() <= block or is_half_on_cpu(p) or row["g"].is_sparse
     if whole or (flat := in_memory_order(tuple(row.values()))) is None:
         return (row,)
@@ -246,6 +245,11 @@ def cut(row: Row) -> Iterable[Row]:
     length = -(-p.numel() // -(-p.numel() // block) // 64) * 64
     pieces = zip(*[tensor.split(length) for tensor in flat], strict=True)
     return (dict(zip(row, piece, strict=True)) for piece in pieces)
+
+
+def block_size(p: Tensor) -> int:
+    """The most elements of tensors like `p` that move at once."""
+    return CPU_BLOCK if p.is_cpu else DEVICE_BLOCK
 
 
 def in_memory_order(row: tuple[Tensor, ...]) -> list[Tensor] | None:

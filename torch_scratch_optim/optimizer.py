@@ -45,7 +45,7 @@ class Work(NamedTuple):
         steps: the step counts of the rows, if they are counted.
         new: by parameter, the state that is made in this step.
         checked: what is known of the tensors, if they are ordinary.
-        engine: what moves them, if it is not the group's options that decide.
+        engine: what moves them, if the gradients are sparse.
     """
 
     group: Group
@@ -150,6 +150,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 update()
         return loss
 
+    def engine(self, group: Group) -> Engine | None:
+        """An engine of one's own for a group; None leaves it to the group's options."""
+        return None
+
     def sparse_engine(self, group: Group) -> Engine:
         """The engine for parameters whose gradient is sparse.
 
@@ -198,11 +202,12 @@ class ScratchOptimizer(torch.optim.Optimizer):
         ]  # fmt: skip
 
     def _update(self, work: Work) -> Update:
-        group, table, checked, engine = work.group, work.table, work.checked, work.engine
+        group, table, checked = work.group, work.table, work.checked
+        engine = work.engine or self.engine(group)
         kinds = checked.kinds if checked is not None else None
         on_gpu = checked if kinds and kinds[0][0].type == "cuda" else None
         capturable, fused = group.get("capturable"), group.get("fused")
-        if on_gpu and (fused or capturable):
+        if on_gpu and not engine and (fused or capturable):
             update = self._by_kernel_on_gpu(work, on_gpu)
             if update:
                 return update
@@ -229,8 +234,6 @@ class ScratchOptimizer(torch.optim.Optimizer):
             planned = _fused.plan_default(self.rule, parts[0], gradient, on_gpu, work.steps)
         if planned is None:
             engine = engine or _engine(group, table, checked)
-            if engine is not engines.tensorial:
-                gradient = engines.numbers(gradient)
             rule = engines.descending(self.rule, gradient)
             planned = partial(_run, engine, rule, parts), work.steps
         return partial(self._finish, work.new, *planned)

@@ -60,7 +60,7 @@ class ScratchRMSProp(ScratchOptimizer):
         momentum: μ ≥ 0. Default 0, which keeps no buffer.
         centered: divide by the standard deviation of the gradient, not by its root mean square.
         capturable: let a CUDA graph capture :meth:`step`: step counts are on the device, nothing is
-            read on the host and nothing is compiled, `fused` or not. The first step, which makes
+            read on the host. The first step, which makes
             the state, must have run. A learning rate that is to change must be a tensor on the
             device. Without `fused`, :meth:`step` refuses it on a CPU, as torch's does.
         foreach: False moves one tensor per operation; True and None move many. Same result.

@@ -31,7 +31,7 @@ from benchmarks.study.trial import (
 )
 from benchmarks.training import shuffled
 from torch_scratch_optim import ScratchOptimizer
-from torch_scratch_optim.engines import Engine, Table, block_size, functional, rows_of
+from torch_scratch_optim.engines import Engine, Table, block_size, functional
 from torch_scratch_optim.optimizer import Group
 
 EVALUATED_AT_ONCE = 1000  # images; the activations of all nets should fit a cache
@@ -147,7 +147,7 @@ class Stacked(ScratchOptimizer):
     Every parameter's first dimension counts the trials.
     """
 
-    def engine(self, group: Group, params: list[Tensor]) -> Engine:
+    def engine(self, group: Group) -> Engine:
         return run_stacked
 
     def columns(self, group: Group) -> dict[str, str]:
@@ -158,7 +158,7 @@ class Stacked(ScratchOptimizer):
 
 def run_stacked(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
     """Run a rule on stacks, some trials at a time, each with its own scalars."""
-    for row in rows_of(table):
+    for row in table.rows():
         p = row["p"]
         at_once = max(1, block_size(p) // p[0].numel())
         for start in range(0, len(p), at_once):
