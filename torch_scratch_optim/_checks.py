@@ -39,7 +39,8 @@ class Checked:
         kinds = [set(map(KIND, column)) for column in columns.values()]
         self.kinds: tuple[Kind, ...] | None = None
         if (
-            {len(kind) for kind in kinds} == {1}
+            columns["p"][0].device.type != "meta"
+            and {len(kind) for kind in kinds} == {1}
             and len({device for kind in kinds for device, _ in kind}) == 1
             and not any(map(Tensor.is_neg, tensors))
             and None not in map(in_memory_order, zip(*columns.values(), strict=True))

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ._checks import Checked, count
-from ._cpp import CppKernel
+from ._cpp import CppKernel, require_compiler
 from ._cuda import CudaKernel
-from ._kernels import Kernel, Signature, kernel_for, options_of, trace_scalars
+from ._kernels import Kernel, Signature, kernel_for, options_of, refuse_unsupported, trace_scalars
 from .engines import (
     GRADIENT,
     ORDINARY,
@@ -35,6 +35,18 @@ HOST = {(torch.device("cpu"), torch.float32)}  # where torch keeps step counts
 _logger = logging.getLogger(__name__)
 Update = Callable[[], None]
 Scalars = dict[str, Any]
+
+
+def require_kernels(params: list[Tensor]) -> None:
+    """Refuse, in torch's words, parameters that no kernel can move; and look for a compiler.
+
+    Raises:
+        RuntimeError: for a dtype or a device without kernels, or for want of a compiler.
+    """
+    for p in params:
+        refuse_unsupported(p.device, [p.dtype.to_real()])
+    if any(p.is_cpu for p in params):
+        require_compiler()
 
 
 def plan(
@@ -159,7 +171,7 @@ class _Move:
         for original, dense in self.copies:
             original.copy_(dense)
         for tensors in self.written:
-            torch._C._increment_version(tensors)
+            torch.autograd.graph.increment_version(tensors)
 
 
 def _by_loop(rule: Callable[..., None], parts: list[Part], gradient: Scalars) -> None:
@@ -303,4 +315,4 @@ def _move_counted(
     if not move.kernel.move_counted(move.sizes, move.pointers, counts, options, width, flag):
         raise RuntimeError("memory of parameters, gradients or state overlaps or is missing")
     for tensors in move.written:
-        torch._C._increment_version(tensors)
+        torch.autograd.graph.increment_version(tensors)

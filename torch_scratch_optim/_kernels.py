@@ -64,11 +64,7 @@ def source(signature: Signature, numbers_at: tuple[str, ...] = ()) -> tuple[str,
     """The text of a kernel, what the rule writes in the template of the target; and the columns
     that it writes."""
     device, dtypes = signature.kinds[0][0], [dtype for _, dtype in signature.kinds]
-    if device.type not in TARGETS or not C_TYPES.keys() >= set(dtypes):
-        raise RuntimeError(
-            "`fused=True` requires all the params to be floating point Tensors of supported "
-            f"devices: {list(TARGETS)}, but there are {', '.join(map(str, dtypes))} on {device}"
-        )
+    refuse_unsupported(device, dtypes)
     name_of_rule = getattr(signature.rule, "__name__", "the rule")
     trace = Trace(name_of_rule, device.type, signature.rounded)
     columns = list(enumerate(zip(signature.columns, dtypes, strict=True)))
@@ -95,6 +91,15 @@ def source(signature: Signature, numbers_at: tuple[str, ...] = ()) -> tuple[str,
         _text(TARGETS[device.type][0]),
     ]
     return "\n".join(text), tuple(trace.written)
+
+
+def refuse_unsupported(device: torch.device, dtypes: list[torch.dtype]) -> None:
+    """Refuse, in torch's words, what there are no kernels for."""
+    if device.type not in (*TARGETS, "meta") or not C_TYPES.keys() >= set(dtypes):
+        raise RuntimeError(
+            "`fused=True` requires all the params to be floating point Tensors of supported "
+            f"devices: {list(TARGETS)}, but there are {', '.join(map(str, dtypes))} on {device}"
+        )
 
 
 def _in_c(name: str, index: int) -> str:

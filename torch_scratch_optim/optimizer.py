@@ -14,7 +14,6 @@ from torch.optim.optimizer import ParamsT
 
 from . import _fused, engines
 from ._checks import Checked, check, count, next_counts
-from ._cpp import require_compiler
 from .engines import ORDINARY, Engine, Part, Table
 from .on_device import check_devices, count_on_device, cut_alike, is_capturing, shards
 
@@ -388,6 +387,13 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if isinstance(param_group, dict):
             _refuse_contradictions(param_group)
         super().add_param_group(param_group)
+        added = self.param_groups[-1]
+        if added.get("fused") and not added.get("capturable"):
+            try:
+                _fused.require_kernels(added["params"])
+            except RuntimeError:
+                self.param_groups.pop()
+                raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Both unpickling and load_state_dict come through here; refuse before anything is replaced.
@@ -426,10 +432,6 @@ def _refuse_contradictions(options: Group) -> None:
         raise RuntimeError("`fused` does not support `differentiable`")
     if options.get("fused") and options.get("foreach"):
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-    # With a GPU it depends on where the parameters are, and the first step tells.
-    compiles = options.get("fused") and not options.get("capturable")
-    if compiles and not torch.cuda.is_available():
-        require_compiler()
 
 
 def _gradient(group: Group, inverse_scale: Any) -> dict[str, Any]:
