@@ -68,15 +68,19 @@ def source(signature: Signature, numbers_at: tuple[str, ...] = ()) -> tuple[str,
     name_of_rule = getattr(signature.rule, "__name__", "the rule")
     trace = Trace(name_of_rule, device.type, signature.rounded)
     columns = list(enumerate(zip(signature.columns, dtypes, strict=True)))
-    row = {name: TensorSymbol(trace, _in_c(name, i), dtype, name) for i, (name, dtype) in columns}
-    named = {name: _in_c(name, i) for i, name in enumerate(signature.numbers)}
+    row = {
+        name: TensorSymbol(trace, _in_c(name, f"y{i}"), dtype, name) for i, (name, dtype) in columns
+    }
+    named = {name: _in_c(name, f"x{i}") for i, name in enumerate(signature.numbers)}
     scalars = dict(signature.fixed) | {k: NumberSymbol(trace, v) for k, v in named.items()}
     rule = descending(signature.rule, {name: scalars.pop(name) for name in GRADIENT})
     rule(**row, **scalars)
-    elements = [f"{working_type(dtype)}& {_in_c(n, i)}, " for i, (n, dtype) in columns]
+    elements = [f"{working_type(dtype)}& {_in_c(n, f'y{i}')}, " for i, (n, dtype) in columns]
     lines = [f"const double {c} = numbers[{i}];" for i, c in enumerate(named.values())]
     lines += trace.statements
-    lines += [f"{_in_c(n, i)} = {trace.written[n]};" for i, (n, _) in columns if n in trace.written]
+    lines += [
+        f"{_in_c(n, f'y{i}')} = {trace.written[n]};" for i, (n, _) in columns if n in trace.written
+    ]
     macro = [f"X({i}, {C_TYPES[dtype]}, {int(n in trace.written)})" for i, (n, dtype) in columns]
     text = [
         _text("kernel_types.h"),
@@ -102,9 +106,9 @@ def refuse_unsupported(device: torch.device, dtypes: list[torch.dtype]) -> None:
         )
 
 
-def _in_c(name: str, index: int) -> str:
+def _in_c(name: str, otherwise: str) -> str:
     """A name that means nothing else in C."""
-    return f"{name.replace('.', '_')}_" if name.isascii() else f"x{index}_"
+    return f"{name}_" if name.isascii() and name.isidentifier() else otherwise
 
 
 @lru_cache

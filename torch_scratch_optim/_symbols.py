@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
+from numbers import Real
 from typing import Any
 
 import torch
@@ -23,12 +24,17 @@ CPU: dict[str, Callable[..., str]] = {
     "exp": lambda x: f"exp({x})",
     "log": lambda x: f"log({x})",
     "copy": lambda x, other: other,
-    "add": lambda x, other, alpha="": f"fma({alpha}, {other}, {x})" if alpha else f"{x} + {other}",
-    "sub": lambda x, other, alpha="": f"fma(-{alpha}, {other}, {x})" if alpha else f"{x} - {other}",
+    "add": lambda x, other, *, alpha="": (
+        f"fma({alpha}, {other}, {x})" if alpha else f"{x} + {other}"
+    ),
+    "sub": lambda x, other, *, alpha="": (
+        f"fma(-{alpha}, {other}, {x})" if alpha else f"{x} - {other}"
+    ),
     "mul": lambda x, other: f"{x} * {other}",
     "div": lambda x, other: f"{x} / {other}",
     "div_number": lambda x, other: f"{x} / {other}",
-    "pow": lambda x, exponent: f"power({x}, {exponent})",
+    "pow": lambda x, exponent: f"pow({x}, {exponent})",
+    "pow_number": lambda x, exponent: f"power({x}, {exponent})",
     "maximum": lambda x, other: f"{x} < {other} || {other} != {other} ? {other} : {x}",
     "minimum": lambda x, other: f"{x} > {other} || {other} != {other} ? {other} : {x}",
     "clamp_min": lambda x, min: f"{x} < {min} || {min} != {min} ? {min} : {x}",
@@ -37,10 +43,10 @@ CPU: dict[str, Callable[..., str]] = {
         f"fabs({weight}) < 0.5 ? fma({weight}, {end} - {x}, {x})"
         f" : fma({weight} - 1, {end} - {x}, {end})"
     ),
-    "addcmul": lambda x, tensor1, tensor2, value="": (
+    "addcmul": lambda x, tensor1, tensor2, *, value="": (
         f"fma({value} * {tensor1}, {tensor2}, {x})" if value else f"fma({tensor1}, {tensor2}, {x})"
     ),
-    "addcdiv": lambda x, tensor1, tensor2, value="": (
+    "addcdiv": lambda x, tensor1, tensor2, *, value="": (
         f"{x} + {value} * {tensor1} / {tensor2}" if value else f"{x} + {tensor1} / {tensor2}"
     ),
 }
@@ -54,13 +60,13 @@ OPERATIONS = {
             f"fabs({weight}) < 0.5 ? fma({weight}, {end} - {x}, {x})"
             f" : fma(-({end} - {x}), 1 - {weight}, {end})"
         ),
-        "addcmul": lambda x, tensor1, tensor2, value="": (
+        "addcmul": lambda x, tensor1, tensor2, *, value="": (
             f"{value} == 1 ? fma({tensor1}, {tensor2}, {x})"
             f" : fma({value}, {tensor1} * {tensor2}, {x})"
             if value
             else f"fma({tensor1}, {tensor2}, {x})"
         ),
-        "addcdiv": lambda x, tensor1, tensor2, value="": (
+        "addcdiv": lambda x, tensor1, tensor2, *, value="": (
             f"fma({value}, {tensor1} / {tensor2}, {x})" if value else f"{x} + {tensor1} / {tensor2}"
         ),
     },
@@ -118,6 +124,8 @@ class NumberSymbol:
         self._c_type = tensor or "double"
 
     def _of(self, form: str, *operands: Any) -> NumberSymbol:
+        if any(isinstance(o, TensorSymbol) for o in operands):
+            self._refuse("an operator between a tensor and it, instead of a method of the tensor,")
         tensors = {getattr(o, "_tensor", None) for o in operands} - {None}
         c_type = "double" if "double" in tensors or not tensors else "float"
         name = self._trace.assign(c_type, form.format(*[value_in(c_type, o) for o in operands]))
@@ -166,6 +174,8 @@ def value_in(c_type: str, value: Any) -> str:
     """A symbol or a number as a value of a C type, to the last bit."""
     if isinstance(value, (NumberSymbol, TensorSymbol)):
         return value._name if value._c_type == c_type else f"({c_type}){value._name}"
+    if not isinstance(value, Real):
+        raise TypeError(f"{value!r} is neither a tensor of the rule nor a number")
     number = repr(float(value))
     special = {"inf": "1.0 / 0.0", "-inf": "-1.0 / 0.0", "nan": "0.0 / 0.0"}
     return f"({c_type})({special.get(number, number)})"
@@ -189,7 +199,7 @@ class TensorSymbol:
 
     def __getattr__(self, word: str) -> Callable[..., TensorSymbol]:
         operation = word.removesuffix("_")
-        known = self._trace.operations.keys() - {"div_number"}
+        known = [name for name in self._trace.operations if not name.endswith("_number")]
         if operation not in known:
             raise AttributeError(
                 f"{self._trace.rule} uses '{word}', which has no spelling in a kernel; "
@@ -203,15 +213,14 @@ class TensorSymbol:
         trace = self._trace
         if in_place and self._column == "g":
             raise TypeError(f"{trace.rule} writes its gradient ({operation}_), which is its user's")
-        symbols = [o for o in (self, *others, *named.values()) if isinstance(o, TensorSymbol)]
-        dtypes = [symbol._dtype for symbol in symbols]
-        if operation == "div" and len(symbols) < 2:
-            operation = "div_number"
+        dtypes = [o._dtype for o in (self, *others, *named.values()) if isinstance(o, TensorSymbol)]
+        if len(dtypes) == 1 and f"{operation}_number" in trace.operations:
+            operation += "_number"
         c_type = working_type(*dtypes)
-        values = [value_in(c_type, o) for o in (self, *others)]
         try:
             value = trace.operations[operation](
-                *values, **{name: value_in(c_type, o) for name, o in named.items()}
+                *[value_in(c_type, o) for o in (self, *others)],
+                **{name: value_in(c_type, o) for name, o in named.items()},
             )
         except TypeError as error:
             raise TypeError(f"{trace.rule}: wrong arguments of {operation}: {error}") from None
