@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .engines import KIND, ORDINARY, Kind, gathers, in_memory_order
 
-_ONE = torch.tensor(1.0, device="cpu")  # to add the number 1 would make such a tensor each time
+HOST = {(torch.device("cpu"), torch.float32)}  # where torch keeps step counts
 
 
 class Checked:
@@ -98,9 +99,15 @@ def next_counts(steps: list[Tensor]) -> list[float]:
 
 def count(steps: list[Tensor]) -> None:
     """Count one more step."""
-    alike = {*map(type, steps)} == {Tensor} and {*map(KIND, steps)} == {KIND(_ONE)}
-    if alike and len(set(map(id, steps))) == len(steps):
-        torch._foreach_add_(steps, [_ONE] * len(steps))
+    plain = {*map(type, steps)} == {Tensor} and not torch._C._len_torch_dispatch_stack()
+    if plain and {*map(KIND, steps)} == HOST and len(set(map(id, steps))) == len(steps):
+        torch._foreach_add_(steps, [_one()] * len(steps))
     else:
         for step in steps:
             step.add_(1)
+
+
+@cache
+def _one() -> Tensor:
+    """To add the number 1 would make such a tensor each time."""
+    return torch.tensor(1.0, device="cpu")

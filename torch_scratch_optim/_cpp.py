@@ -13,6 +13,7 @@ import tempfile
 from array import array
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ PREAMBLE = """
 using namespace std;
 """
 
+_loaded = count()  # how many libraries were loaded
 _forked = False  # threads do not survive a fork, and to wait for them would take for ever
 
 
@@ -113,7 +115,10 @@ def require_compiler() -> list[str]:
     Raises:
         RuntimeError: there is none.
     """
-    own = shlex.split(os.environ.get("CXX", ""))
+    try:
+        own = shlex.split(os.environ.get("CXX", ""))
+    except ValueError as error:
+        raise RuntimeError(f"CXX={os.environ['CXX']} is no command: {error}") from None
     for command in [own] if own else [["c++"], ["g++"], ["clang++"]]:
         if path := shutil.which(command[0]):
             return [path, *command[1:]]
@@ -141,16 +146,14 @@ def _compile(compiler: list[str], text: str) -> bytes:
         source.write_text(text, encoding="utf-8")
         for machine in MACHINES:
             command = [*compiler, *FLAGS.split(), *machine.split(), str(source), "-o", str(library)]
-            done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-            problem = done.stderr.strip()
-            if done.returncode == 0 and library.is_file():
-                binary = library.read_bytes()
-                try:
-                    if _load(binary).has_fma():
-                        return binary
-                    problem = "it, or the CPU, has no fused multiply-add instructions"
-                except OSError as error:
-                    problem = str(error)
+            problem = "it, or the CPU, has no fused multiply-add instructions"
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+                problem = done.stderr.strip() or problem
+                if done.returncode == 0 and _load(binary := library.read_bytes()).has_fma():
+                    return binary
+            except (OSError, AttributeError) as error:  # no program, no library, another library
+                problem = f"{problem}\n{error}"
     raise RuntimeError(
         f"fused=True compiles the update, and the compiler failed: {shlex.join(command)}\n"
         f"{problem}\nforeach and loop need none"
@@ -160,13 +163,15 @@ def _compile(compiler: list[str], text: str) -> bytes:
 def _load(binary: bytes) -> ctypes.CDLL:
     """A library from memory where that can be done: then no file can be cut short while it runs,
     and it does not matter whether the folder of the cache lets code run."""
-    if hasattr(os, "memfd_create"):
-        # The descriptor stays open: the loader takes a library of the same path for the same one.
+    try:
         descriptor = os.memfd_create("torch_scratch_optim")
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(binary)
-        return ctypes.CDLL(f"/proc/self/fd/{descriptor}")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        path = Path(folder, "kernel.so")
-        path.write_bytes(binary)
-        return ctypes.CDLL(str(path))
+    except (AttributeError, OSError):  # this system has no such thing, or does not allow it
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            path = Path(folder, "kernel.so")
+            path.write_bytes(binary)
+            return ctypes.CDLL(str(path))
+    with open(descriptor, "wb") as file:
+        file.write(binary)
+        file.flush()
+        # The loader takes a library of the same path for the same one, so no path is used twice.
+        return ctypes.CDLL(f"/proc/self/fd/{'./' * next(_loaded)}{descriptor}")

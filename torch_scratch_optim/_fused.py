@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import Checked, count
+from ._checks import HOST, Checked, count
 from ._cpp import CppKernel, require_compiler
 from ._cuda import CudaKernel
 from ._kernels import Kernel, Signature, kernel_for, options_of, refuse_unsupported, trace_scalars
@@ -31,7 +31,6 @@ from .engines import (
     loop,
 )  # fmt: skip
 
-HOST = {(torch.device("cpu"), torch.float32)}  # where torch keeps step counts
 _logger = logging.getLogger(__name__)
 Update = Callable[[], None]
 Scalars = dict[str, Any]

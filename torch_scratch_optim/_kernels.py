@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 from collections.abc import Callable
@@ -37,6 +38,15 @@ class Signature(NamedTuple):
 
 _kernels: dict[tuple[str, torch.device], Kernel] = {}
 _compiling = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _compiling
+    _compiling = threading.Lock()  # the thread that may have held it is not in the child
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def kernel_for(signature: Signature, numbers_at: tuple[str, ...] = ()) -> Kernel:
