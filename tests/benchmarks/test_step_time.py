@@ -49,7 +49,7 @@ SHAPES = [(3, 5), (1,), (7,)]
         ("mnist", 18, 664_074),
         ("resnet50", 161, 25_557_032),
         ("gpt2", 148, 124_439_808),
-        ("tiny", 500, 25_250),
+        ("tiny", 500, 3_500),
         ("big", 1, 25_000_000),
     ],
 )
@@ -150,6 +150,18 @@ def test_what_is_not_there_or_fails_is_told_apart(monkeypatch: pytest.MonkeyPatc
         ("failed", "no compiler"),
         ("measured", None),
     ]
+
+
+def test_results_that_differ_from_torchs_are_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    def some(name: str, *args: Any, **options: Any) -> Any:
+        wrong = {"lr": 2 * LR} if name == "ours-loop" else {}
+        return maker(name, *args, **(options | wrong))
+
+    monkeypatch.setattr(stopwatch, "maker", some)
+    cells = Stopwatch(CPU, TINY, 0).measure("tiny", SHAPES, "sgd", NOT_FUSED)
+    status = {cell["implementation"]: cell["status"] for cell in cells}
+    assert status == {name: "failed" if name == "ours-loop" else "measured" for name in NOT_FUSED}
+    assert "results differ" in next(c["reason"] for c in cells if c["status"] == "failed")
 
 
 def test_the_order_of_visits_changes_and_the_slow_leave_early(
