@@ -10,7 +10,7 @@ import logging
 from array import array
 from collections.abc import Callable
 from functools import lru_cache, partial
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any
 
 import torch
@@ -138,7 +138,7 @@ def _plan(signature: Signature, alike: list[tuple[list[float], Part]], gradient:
     dense = [_dense(row) for row in rows]
     copies = [(row[c], d[c]) for row, d in zip(rows, dense, strict=True) for c in kernel.written]
     copies = [(original, copy) for original, copy in copies if original is not copy]
-    if copies and _interleaved(rows):
+    if any(d is not row for row, d in zip(rows, dense, strict=True)) and _interleaved(rows):
         return by_loop
     table = Table({c: [row[c] for row in dense] for c in signature.columns})
     values = [value for own, (_, t) in alike for value in own * len(t.sizes)]
@@ -153,9 +153,14 @@ class _Move:
 
     def __init__(self, kernel: Kernel, table: Table, values: list[float], by_loop: Update) -> None:
         self.kernel, self.by_loop = kernel, by_loop
+        self.table = table  # whose memory is to stay where it is
         self.sizes = array("q", table.sizes)
         addresses = [map(Tensor.data_ptr, column) for column in table.columns.values()]
         self.pointers = array("q", chain.from_iterable(addresses))
+        if 0 in self.pointers:
+            for size, *row in zip(table.sizes, *table.columns.values(), strict=True):
+                if size and not all(map(Tensor.data_ptr, row)):
+                    raise RuntimeError("a parameter, its gradient or its state has no memory")
         self.numbers = array("d", values)
         self.stride = 0  # from one row's numbers to the next's
         self.written = [table.columns[c] for c in kernel.written]
@@ -190,10 +195,15 @@ def _interleaved(rows: list[Row]) -> bool:
     pieces = []
     for letter, t in chain.from_iterable([row.items() for row in rows]):
         reach = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
-        pieces += [(t.data_ptr(), t.data_ptr() + t.itemsize * (1 + reach), letter)] * bool(
-            t.numel()
-        )
-    return any(b[0] < a[1] and {a[2], b[2]} != {"g"} for a, b in pairwise(sorted(pieces)))
+        end = t.data_ptr() + t.itemsize * (1 + reach)
+        pieces += [(t.data_ptr(), end, letter != "g")] * bool(t.numel())
+    any_end = written_end = 0  # of what came before
+    for begin, end, written in sorted(pieces):
+        if begin < (any_end if written else written_end):
+            return True
+        any_end = max(any_end, end)
+        written_end = max(written_end, end) if written else written_end
+    return False
 
 
 def plan_default(

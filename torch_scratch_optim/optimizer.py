@@ -43,6 +43,7 @@ class Work(NamedTuple):
         table: what its rule works on.
         steps: the step counts of the rows, if they are counted.
         new: by parameter, the state that is made in this step.
+        first: whether it is made of each row; or that it is of none.
         checked: what is known of the tensors, if they are ordinary.
         engine: what moves them, if the gradients are sparse.
     """
@@ -51,12 +52,9 @@ class Work(NamedTuple):
     table: Table
     steps: list[Tensor]
     new: dict[Tensor, Group]
+    first: list[bool]
     checked: Checked | None = None
     engine: Engine | None = None
-
-    def firsts(self) -> list[bool]:
-        """Of each row, whether this is its first step; or of all, that it is not."""
-        return [p in self.new for p in self.table.columns["p"]] if self.new else [False]
 
 
 class ScratchOptimizer(torch.optim.Optimizer):
@@ -184,21 +182,26 @@ class ScratchOptimizer(torch.optim.Optimizer):
         for letter, name in letters.items():
             columns[letter] = [state[name] for state in states]
         steps = [state["step"] for state in states] if self.counts_steps else []
+        first = [p in new for p in params] if new else [False]
         checked = self._check(group, columns, steps)
         if checked is not None:
-            return [self._update(Work(group, Table(columns, checked.sizes), steps, new, checked))]
+            table = Table(columns, checked.sizes)
+            return [self._update(Work(group, table, steps, new, first, checked))]
         table = Table(columns)
         sparse = [g.is_sparse for g in grads]
         if True not in sparse:
-            return [self._update(Work(group, self._real(group, table), steps, new))]
-        engine = self.sparse_engine(group)
-        parts = (sparse, engine), ([not is_sparse for is_sparse in sparse], None)
-        return [
-            self._update(Work(
-                group, self._real(group, table.pick(rows)), [*compress(steps, rows)], new, None, own
-            ))
-            for rows, own in parts if True in rows
-        ]  # fmt: skip
+            return [self._update(Work(group, self._real(group, table), steps, new, first))]
+        updates = []
+        for rows, engine in (
+            (sparse, self.sparse_engine(group)),
+            ([not is_sparse for is_sparse in sparse], None),
+        ):
+            if True in rows:
+                part = self._real(group, table.pick(rows))
+                own = [*compress(first, rows)] if new else first
+                work = Work(group, part, [*compress(steps, rows)], new, own, engine=engine)
+                updates.append(self._update(work))
+        return updates
 
     def _update(self, work: Work) -> Update:
         group, table, checked = work.group, work.table, work.checked
@@ -223,7 +226,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
             counts = checked.next_counts(work.steps) if checked else next_counts(work.steps)
             parts = [(self.scalars(t, group), rows) for t, rows in by_value(table, counts)]
         else:
-            firsts = by_value(table, work.firsts())
+            firsts = by_value(table, work.first)
             parts = [(self.scalars(None, group) | {"first": f}, rows) for f, rows in firsts]
         planned = None
         default = not engine and len(parts) == 1 and group.get("foreach") is None
@@ -264,7 +267,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
             return own | _gradient(group, None if scale is None else 1 / scale)
 
         moves: list[Update] = []
-        for first, rows in by_value(table, [None] if self.counts_steps else work.firsts()):
+        for first, rows in by_value(table, [None] if self.counts_steps else work.first):
             # While a graph is captured nothing can be compiled, so make what later steps need, too.
             for flag in [False, True] if first else [first]:
                 given = options, rows, checked, work.steps, found_inf, flag
@@ -283,7 +286,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
             scalars = self.scalars(count_on_device(work.steps), work.group)
             engines.tensorial(rule, work.table, scalars)
         else:
-            for first, rows in by_value(work.table, work.firsts()):
+            for first, rows in by_value(work.table, work.first):
                 engines.tensorial(rule, rows, self.scalars(None, work.group) | {"first": first})
 
     def _check(
