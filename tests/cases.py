@@ -77,6 +77,14 @@ def parameters(dtype: torch.dtype = torch.float32, *, seed: int = 0) -> list[Ten
     return [p.requires_grad_() for p in made]
 
 
+def torchs_adagrad_makes_state_late() -> bool:
+    """Whether torch's Adagrad, as ours, makes the state of groups that are added later."""
+    first, second = (torch.ones(1, requires_grad=True) for _ in range(2))
+    adagrad = torch.optim.Adagrad([first])
+    adagrad.add_param_group({"params": [second]})
+    return second in adagrad.state
+
+
 def give_gradients(*twins: list[Tensor], step: int) -> None:
     """Give each twin gradients equal to the other's, new tensors at every step."""
     random = torch.Generator().manual_seed(1000 + step)

@@ -22,8 +22,6 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_scratch_optim import fused
-
 from .cases import PAIRS, Case, small_net
 
 WORLD = 2
@@ -128,7 +126,6 @@ def gradients_as_summands(case: Case) -> None:
 
 
 def fully_sharded_and_fused(case: Case) -> None:
-    fused.LANES = 2  # compiles faster
     model = sharded(case)
     train(model, case.ours(model.parameters(), fused=True))
     assert_alike(model, single(case), exact=False)

@@ -20,6 +20,7 @@ from .cases import (
     give_gradients,
     leaves,
     parameters,
+    torchs_adagrad_makes_state_late,
     train,
 )
 
@@ -164,6 +165,8 @@ def test_parameter_groups_keep_their_own_options(case: Case, foreach: bool) -> N
     ours, theirs = case.ours(groups(), foreach=foreach), case.torchs(groups())
     for step in train(ours, theirs, steps=range(10)):
         assert_equal_state(ours, theirs, f"step {step}")
+    if case.optimizer == "AdaGrad" and not torchs_adagrad_makes_state_late():
+        return  # torch 2.11 fails at the next step
     for optimizer in (ours, theirs):
         late = parameters(seed=1)
         optimizer.add_param_group({"params": late, "lr": 0.03})

@@ -190,14 +190,14 @@ class ScratchOptimizer(torch.optim.Optimizer):
         table = Table(columns)
         sparse = [g.is_sparse for g in grads]
         if True not in sparse:
-            return [self._update(Work(group, self._real(group, table), steps, new, first))]
+            return [self._update(Work(group, self._real(group, table, new), steps, new, first))]
         updates = []
         for rows, engine in (
             (sparse, self.sparse_engine(group)),
             ([not is_sparse for is_sparse in sparse], None),
         ):
             if True in rows:
-                part = self._real(group, table.pick(rows))
+                part = self._real(group, table.pick(rows), new)
                 own = [*compress(first, rows)] if new else first
                 work = Work(group, part, [*compress(steps, rows)], new, own, engine=engine)
                 updates.append(self._update(work))
@@ -331,7 +331,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         new = {p: self.new_state(p, group) for p in compress(params, missing)}
         return [new.get(p) or state for p, state in zip(params, states, strict=True)], new
 
-    def _real(self, group: Group, table: Table) -> Table:
+    def _real(self, group: Group, table: Table, new: dict[Tensor, Group]) -> Table:
         """Real tensors that are here: this process's shards, complex numbers as pairs."""
         columns = table.columns
         params = columns["p"]
@@ -339,8 +339,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
             for letter, name in self.columns(group).items():
                 columns[letter] = list(map(cut_alike, columns[letter], params))
                 for p, t in zip(params, columns[letter], strict=True):
-                    if p in self.state:
-                        self.state[p][name] = t
+                    (new.get(p) or self.state[p])[name] = t
             columns = shards(columns)
         if (self.splits_complex or group.get("fused")) and any(map(torch.is_complex, params)):
             columns["g"] = [g.resolve_conj() for g in columns["g"]]
