@@ -254,7 +254,7 @@ def _begin(
 
 
 def differing(entrants: Sequence[Entrant]) -> list[str]:
-    """Those whose parameters or state are not those of the last one, all having taken as many steps.
+    """Those whose parameters or state differ from the last one's after as many steps.
 
     Where two round differently, they may be some units in the last place apart.
     """

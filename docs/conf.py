@@ -35,8 +35,8 @@ myst_enable_extensions = ["deflist", "substitution"]
 myst_substitutions = {
     "the_source_itself": (
         "This is the source itself, included when this page was made. `Carrier` stands for a "
-        "tensor or for many that move as one; the gradient `g` is negated for `maximize`, and λθ is "
-        "added for `weight_decay`, before any rule is run."
+        "tensor or for many that move as one. Before any rule is run, the gradient `g` is negated "
+        "for `maximize`, and λθ is added for `weight_decay`."
     )
 }
 myst_heading_anchors = 3
