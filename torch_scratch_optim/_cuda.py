@@ -70,18 +70,22 @@ class CudaKernel:
         with torch.cuda.device(self.device):
             torch.cuda.current_stream()  # now there is a context
             module = _answer(driver.cuModuleLoadData(binary))
-        names = ["move_few", *["move_many"] * self._takes_many, *["count"] * ("OPTIONS" in source)]
+        names = [
+            "move_few",
+            *["move_many"] * self._takes_many,
+            *["count"] * ("#define OPTIONS" in source),
+        ]
         self._functions = {
             name: _answer(driver.cuModuleGetFunction(module, name.encode())) for name in names
         }
         self._layout: tuple[Any, list[int]] = None, []  # the sizes, and the chunks before each row
-        self._apart: Any = None  # pointers that do not overlap
+        self._apart: Any = None  # sizes and pointers that do not overlap
 
     def __call__(
         self, sizes: array[int], pointers: array[int], numbers: array[float], stride: int
     ) -> bool:
         """Move rows, or do nothing and say so; see :class:`~._cpp.CppKernel`."""
-        if any(FLOAT_MAX < abs(n) < inf for n in numbers) or self._overlap(sizes, pointers):
+        if any(FLOAT_MAX < abs(n) < inf for n in numbers) or self.overlap(sizes, pointers):
             return False
         self._move(sizes, pointers, array("q", numbers.tobytes()), stride)
         return True
@@ -94,7 +98,7 @@ class CudaKernel:
         options: array[int],
         numbers: int,
         found_inf: int,
-    ) -> bool:
+    ) -> None:
         """Count rows' steps on the device, work out there what follows, and move the rows.
 
         Args:
@@ -104,12 +108,7 @@ class CudaKernel:
             options: the bits of numbers, and addresses of those that are on the device.
             numbers: how many the rule is given.
             found_inf: the address of a float on the device, 1 if nothing is to move; or 0.
-
-        Returns:
-            Whether they were moved: not if memory overlaps or is missing.
         """
-        if self._overlap(sizes, pointers):
-            return False
         rows, most = len(sizes), FEW_WORDS - len(options)
         scratch = torch.empty(rows * numbers + 1, dtype=torch.float64, device=self.device)
         address = scratch.data_ptr()
@@ -120,11 +119,10 @@ class CudaKernel:
                 "count", table + steps[start : start + some] + options, -(-some // THREADS)
             )
         self._move(sizes, pointers, array("q"), numbers, address, found_inf)
-        return True
 
-    def _overlap(self, sizes: array[int], pointers: array[int]) -> bool:
+    def overlap(self, sizes: array[int], pointers: array[int]) -> bool:
         """Whether memory that is written belongs to something else, too, or there is none."""
-        if pointers == self._apart and sizes == self._layout[0]:
+        if self._apart == (sizes, pointers):
             return False
         pieces = [
             (pointers[c * len(sizes) + i], size * itemsize, written)
@@ -138,7 +136,7 @@ class CudaKernel:
                 return True
             any_end = max(any_end, begin + length)
             written_end = max(written_end, begin + length) if written else written_end
-        self._apart = pointers
+        self._apart = sizes, pointers
         return False
 
     def _move(
@@ -151,9 +149,11 @@ class CudaKernel:
         found_inf: int = 0,
     ) -> None:
         """Move rows by as few launches as tables allow. The numbers are at an address, or given."""
-        if sizes != self._layout[0]:
-            self._layout = sizes, list(accumulate((-(-s // CHUNK) for s in sizes), initial=0))
-        first, rows, given = self._layout[1], len(sizes), 0 if address else stride
+        known, first = self._layout  # threads may call at once, so read it once and write it once
+        if known != sizes:
+            first = list(accumulate((-(-s // CHUNK) for s in sizes), initial=0))
+            self._layout = sizes, first
+        rows, given = len(sizes), 0 if address else stride
         width = 2 + len(self._columns) + given
         shared = 0 if stride else len(numbers)
         many = self._takes_many and rows * width + shared > FEW_WORDS

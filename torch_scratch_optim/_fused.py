@@ -280,7 +280,7 @@ def plan_on_device(
         key: what else `scalars` depends on.
 
     Returns:
-        None if no kernel can be had, and ``fused`` is not asked for.
+        None if memory overlaps, or if no kernel can be had and ``fused`` is not asked for.
 
     Raises:
         AttributeError, TypeError: the rule or `scalars` uses what has no spelling in a kernel.
@@ -306,6 +306,8 @@ def plan_on_device(
         return None
     kernel, width = checked.kernels[known]
     move = _Move(kernel, table, [], lambda: None)
+    if kernel.overlap(move.sizes, move.pointers):
+        return None
     counts = array("q", map(Tensor.data_ptr, steps))
     return partial(_move_counted, move, counts, array("q", words), width, found_inf, group)
 
@@ -321,7 +323,6 @@ def _move_counted(
     """Move rows. The group is kept, for its tensors are read on the device."""
     assert isinstance(move.kernel, CudaKernel)
     flag = 0 if found_inf is None else found_inf.data_ptr()
-    if not move.kernel.move_counted(move.sizes, move.pointers, counts, options, width, flag):
-        raise RuntimeError("memory of parameters, gradients or state overlaps or is missing")
+    move.kernel.move_counted(move.sizes, move.pointers, counts, options, width, flag)
     for tensors in move.written:
         torch.autograd.graph.increment_version(tensors)

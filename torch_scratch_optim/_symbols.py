@@ -55,7 +55,7 @@ OPERATIONS = {
     "cpu": CPU,
     "cuda": CPU
     | {
-        "div_number": lambda x, other: f"{x} * (decltype({x}))(1.0 / (double){other})",
+        "div_number": lambda x, other: f"{x} * (decltype({x} + 0))(1.0 / (double){other})",
         "lerp": lambda x, end, weight: (
             f"fabs({weight}) < 0.5 ? fma({weight}, {end} - {x}, {x})"
             f" : fma(-({end} - {x}), 1 - {weight}, {end})"

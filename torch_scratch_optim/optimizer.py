@@ -252,7 +252,8 @@ class ScratchOptimizer(torch.optim.Optimizer):
         """A step by kernels that count on a GPU; None if they cannot take the tensors."""
         group, table = work.group, work.table
         device = table.columns["p"][0].device
-        if checked.steps - {(device, torch.float32)}:
+        shared = len(set(map(id, work.steps))) < len(work.steps)
+        if shared or checked.steps - {(device, torch.float32)}:
             return None
         found_inf, scale = (getattr(self, name, None) for name in ("found_inf", "grad_scale"))
         if found_inf is not None:
