@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -296,6 +297,8 @@ def install(cuda: Cuda, monkeypatch: pytest.MonkeyPatch, compiler: bool = True) 
     }.items():
         monkeypatch.setattr(Tensor, name, property(of))
     monkeypatch.setattr(_kernels, "_kernels", {})
+    monkeypatch.setattr(_kernels, "_texts", WeakKeyDictionary())
+    monkeypatch.setattr(_fused, "_proved", {})
 
 
 def forget() -> None:

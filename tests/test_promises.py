@@ -191,6 +191,7 @@ def test_the_package_stays_small() -> None:
 PRIVATE = {
     "torch._foreach_*": "many tensors in one call",
     "torch._C._len_torch_dispatch_stack": "whether somebody wants to see operations",
+    "torch._C._functorch.peek_interpreter_stack": "whether tensors are those of a transform",
     "torch._C._dynamo.guards.TensorGuards": "whether tensors are as they were",
     "torch.optim.optimizer._get_capturable_supported_devices": "torch's own list",
     "torch.nn.modules.batchnorm._NormBase": "what all batch norms have in common",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import gc
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torch_scratch_optim import ScratchAdam, ScratchSGD, engines, optimizer
+from torch_scratch_optim import ScratchAdam, ScratchOptimizer, ScratchSGD, engines, optimizer
 from torch_scratch_optim.carriers import TensorList
 
 from .cases import PAIRS, Case, assert_equal_state, leaves, parameters, train
@@ -190,3 +193,133 @@ optimizer.step()
 assert (p - 0.5).abs().max() < 1e-6 and optimizer.state[p]["step"].item() == 1
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+engines_of_all = pytest.mark.parametrize(
+    "engine", [{"foreach": False}, {"foreach": True}, {}, {"fused": True}], ids=str
+)
+
+
+@engines_of_all
+def test_rows_and_columns_may_change_so_that_their_product_stays(engine: dict[str, Any]) -> None:
+    # Two parameters with momentum are as many tensors as three without.
+    ps, qs = ([torch.full((5,), i + 1.0) for i in range(3)] for _ in range(2))
+    ours = ScratchSGD(ps, lr=0.1, momentum=0.9, **engine)
+    theirs = torch.optim.SGD(qs, lr=0.1, momentum=0.9)
+    for step, momentum in enumerate([0.9, 0.0, 0.9, 0.0]):
+        for twin in (ours, theirs):
+            twin.param_groups[0]["momentum"] = momentum
+            for i, p in enumerate(leaves(twin)):
+                p.grad = torch.full((5,), step + i + 2.0) if i < 2 or not momentum else None
+            twin.step()
+        assert all(map(torch.equal, ps, qs)), f"step {step}"
+
+
+@engines_of_all
+def test_state_columns_of_one_number_are_told_apart(engine: dict[str, Any]) -> None:
+    ours = Case("RMSProp").ours([p := torch.ones(5, requires_grad=True)], **engine)
+    theirs = Case("RMSProp").torchs([q := torch.ones(5, requires_grad=True)])
+    for step, (momentum, centered) in enumerate([(0.9, True), (0.9, False), (0.0, True)]):
+        for twin in (ours, theirs):
+            twin.param_groups[0] |= {"momentum": momentum, "centered": centered}
+            (leaf,) = leaves(twin)
+            leaf.grad = torch.linspace(1, 2, 5) * (step + 1)
+            twin.step()
+        torch.testing.assert_close(p, q)  # a kernel rounds the root correctly, torch may not
+
+
+@engines_of_all
+@counting
+def test_groups_may_share_a_step_count(case: Case, engine: dict[str, Any]) -> None:
+    def groups() -> list[dict[str, Any]]:
+        return [{"params": [torch.linspace(1, 2, 7, requires_grad=True)]} for _ in range(2)]
+
+    ours, theirs = case.ours(groups(), **engine), case.torchs(groups())
+    for step in range(4):
+        for twin in (ours, theirs):
+            for p in leaves(twin):
+                p.grad = torch.linspace(3, 1, 7) * (step + 1)
+            twin.step()
+            if step == 1:
+                first, second = twin.state.values()
+                second["step"] = first["step"]
+        for p, q in zip(leaves(ours), leaves(theirs), strict=True):
+            torch.testing.assert_close(p, q)
+
+
+@engines_of_all
+def test_a_first_step_that_fails_remains_a_first_step(engine: dict[str, Any]) -> None:
+    def made() -> torch.optim.Optimizer:
+        p = torch.linspace(1, 2, 7, requires_grad=True)
+        p.grad = torch.linspace(-1, 3, 7)
+        return ScratchSGD([p], lr=0.1, momentum=0.9, dampening=0.5, **engine)
+
+    ours, fresh = made(), made()
+    ours.param_groups[0]["lr"] = 1e300  # beyond float32
+    with pytest.raises(RuntimeError, match="overflow"):
+        ours.step()
+    with torch.no_grad():  # a loop stops in its midst
+        leaves(ours)[0].copy_(leaves(fresh)[0])
+    ours.param_groups[0]["lr"] = 0.1
+    for _ in range(2):
+        ours.step()
+        fresh.step()
+        assert_equal_state(ours, fresh)
+
+
+@each_optimizer
+def test_a_part_of_a_state_may_be_set(case: Case) -> None:
+    # As tools do that reset an optimizer.
+    ours, fresh = case.ours(parameters()), case.ours(parameters())
+    for _ in train(ours, steps=range(2)):
+        pass
+    ours.__setstate__({"state": collections.defaultdict(dict)})
+    for p, q in zip(leaves(ours), leaves(fresh), strict=True):
+        p.data.copy_(q.data)
+    for _ in train(ours, fresh, steps=range(3)):
+        assert_equal_state(ours, fresh)
+
+
+@engines_of_all
+def test_a_step_may_be_taken_within_a_transform(engine: dict[str, Any]) -> None:
+    def stepped(x: Tensor) -> Tensor:
+        w = torch.ones(3)
+        w.grad = torch.ones(3)
+        ScratchSGD([w], lr=0.5, **engine).step()
+        return (w * x).sum()
+
+    assert torch.equal(torch.func.grad(stepped)(torch.ones(3)), torch.full((3,), 0.5))
+
+
+def test_groups_that_are_gone_are_forgotten() -> None:
+    ours = ScratchAdam([torch.ones(2, requires_grad=True)])
+    for _ in range(20):
+        ours.param_groups.clear()
+        p = torch.ones(3, requires_grad=True)
+        p.grad = torch.ones(3)
+        ours.add_param_group({"params": [p]})
+        ours.step()
+    assert len(ours._checked) == 1
+
+
+@engines_of_all
+def test_a_rule_is_forgotten_with_its_optimizer(engine: dict[str, Any]) -> None:
+    def optimizer() -> tuple[ScratchOptimizer, weakref.ref[nn.Module]]:
+        model = nn.Linear(2, 2)
+
+        def rule(p: Tensor, g: Tensor, *, lr: float, of: Any = model, **_: Any) -> None:
+            p.add_(g, alpha=-lr)
+
+        kind: Any = type("Own", (ScratchSGD,), {"rule": staticmethod(rule)})
+        p = torch.ones(3, requires_grad=True)
+        p.grad = torch.ones(3)
+        own = kind([p], lr=0.5, **engine)
+        own.step()
+        assert torch.equal(p, torch.full((3,), 0.5))
+        return own, weakref.ref(model)
+
+    own, model = optimizer()
+    assert model() is not None
+    del own
+    gc.collect()
+    assert model() is None

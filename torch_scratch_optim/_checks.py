@@ -36,6 +36,7 @@ class Checked:
     def __init__(
         self, columns: dict[str, list[Tensor]], steps: list[Tensor], tensors: list[Tensor]
     ) -> None:
+        self.letters = tuple(columns)
         self.sizes = array("q", [p.numel() for p in columns["p"]])
         kinds = [set(map(KIND, column)) for column in columns.values()]
         self.kinds: tuple[Kind, ...] | None = None
@@ -56,10 +57,15 @@ class Checked:
             *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
         )
 
-    def holds(self, tensors: list[Tensor]) -> bool:
-        """Whether it holds of these tensors, too: they have the same types, layouts, devices,
-        dtypes, sizes, strides, conjugate and negative bits, and no two are the same object."""
-        return len(tensors) == self._length and self._guards.check(*tensors)
+    def holds(self, columns: dict[str, list[Tensor]], tensors: list[Tensor]) -> bool:
+        """Whether it holds of these tensors, too: they have the same columns, types, layouts,
+        devices, dtypes, sizes, strides, conjugate and negative bits, and none is there twice."""
+        return (
+            self.letters == tuple(columns)
+            and len(self.sizes) == len(columns["p"])
+            and len(tensors) == self._length
+            and self._guards.check(*tensors)
+        )
 
     def next_counts(self, steps: list[Tensor]) -> list[float]:
         """As :func:`next_counts`, at once where a kernel can look."""

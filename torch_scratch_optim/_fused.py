@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -30,6 +30,7 @@ from .engines import (
     in_memory_order,
     loop,
 )  # fmt: skip
+from .on_device import is_capturing
 
 _logger = logging.getLogger(__name__)
 Update = Callable[[], None]
@@ -73,7 +74,8 @@ def plan(
         AttributeError, TypeError: the rule uses what has no spelling in a kernel.
         RuntimeError: there is no kernel for such tensors, or it cannot be compiled.
     """
-    if torch._C._len_torch_dispatch_stack():  # somebody wants to see operations
+    # Somebody wants to see operations, or a transform of torch.func has tensors without memory.
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack():
         return partial(_by_loop, rule, parts, gradient), steps
     # Parts differ in numbers, which the rows of one call may, and in flags, which they may not.
     calls: dict[Any, list[tuple[list[float], Part]]] = {}
@@ -213,37 +215,54 @@ def plan_default(
     flags, names, _ = split(part[0], gradient)
     key = rule, True, flags, names
     if key not in checked.kernels:
-        if torch.cuda.is_current_stream_capturing():
-            return None
         assert checked.kinds is not None
-        checked.kernels[key] = proved_kernel(Signature(*key, tuple(part[1].columns), checked.kinds))
+        signature = Signature(*key, tuple(part[1].columns), checked.kinds)
+        kernel = _if_it_can_be_had(lambda: proved_kernel(signature))
+        if kernel is None and is_capturing():
+            return None  # there may be one later
+        checked.kernels[key] = kernel
     if checked.kernels[key] is None:
         return None
     return plan(rule, [part], gradient, checked, steps, rounded=True)
 
 
-@lru_cache(maxsize=256)
-def proved_kernel(signature: Signature) -> Kernel | None:
-    """A kernel, if it has the bits of the loop on some thousand values."""
+def _if_it_can_be_had(make: Callable[[], Any]) -> Any:
+    """What `make` returns, or None: nobody asked for a kernel, and without one the result is the
+    same."""
     try:
-        kernel = kernel_for(signature)
-        return kernel if _has_the_bits_of_the_loop(kernel, signature) else None
+        return make()
+    except torch.OutOfMemoryError:
+        raise
     except (AttributeError, RuntimeError, TypeError) as problem:
-        # Nobody asked for a kernel, and without one the result is the same.
         _logger.info("no kernel by default: %s", problem)
         return None
 
 
+_proved: dict[Kernel, bool] = {}  # whether they have the bits of the loop
+
+
+def proved_kernel(signature: Signature) -> Kernel | None:
+    """A kernel, if it has the bits of the loop on some thousand values."""
+    kernel = kernel_for(signature)
+    if kernel not in _proved:
+        if is_capturing():
+            return None
+        _proved[kernel] = _has_the_bits_of_the_loop(kernel, signature)
+    return kernel if _proved[kernel] else None
+
+
 def _has_the_bits_of_the_loop(kernel: Kernel, signature: Signature) -> bool:
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator("cpu").manual_seed(0)
     for _ in range(3):
-        drawn = (torch.rand(len(signature.numbers), generator=random) * 0.9 + 0.05).tolist()
+        drawn = (
+            torch.rand(len(signature.numbers), generator=random, device="cpu") * 0.9 + 0.05
+        ).tolist()
         scalars = dict(signature.fixed) | dict(zip(signature.numbers, drawn, strict=True))
         gradient = {name: scalars.pop(name) for name in GRADIENT}
         twins: list[dict[str, list[Tensor]]] = [{}, {}]
         for name, (device, dtype) in zip(signature.columns, signature.kinds, strict=True):
-            sizes = 10 ** (torch.rand(4099, generator=random) * 8 - 5)
-            values = torch.randn(4099, generator=random) * sizes
+            sizes = 10 ** (torch.rand(4099, generator=random, device="cpu") * 8 - 5)
+            values = torch.randn(4099, generator=random, device="cpu") * sizes
             # Most state is positive, some is not.
             rows = [values if name in ("p", "g") else values.abs(), values[:5]]
             for twin in twins:
@@ -289,19 +308,19 @@ def plan_on_device(
     form, words = options_of(group)
     known = (rule, form, *key)
     if known not in checked.kernels:
-        assert checked.kinds is not None
-        try:
-            traced, lines = trace_scalars(
-                scalars, form, bool(steps), getattr(rule, "__name__", "rule")
-            )
+
+        def make() -> tuple[Kernel, int]:
+            assert checked.kinds is not None
+            name = getattr(rule, "__name__", "rule")
+            traced, lines = trace_scalars(scalars, form, bool(steps), name)
             flags, names, _ = split(traced, {})
             signature = Signature(rule, False, flags, names, tuple(table.columns), checked.kinds)
-            checked.kernels[known] = kernel_for(signature, lines), len(names)
-        except (AttributeError, RuntimeError, TypeError) as problem:
-            if group.get("fused"):
-                raise
-            _logger.info("no kernel by default: %s", problem)
-            checked.kernels[known] = None
+            return kernel_for(signature, lines), len(names)
+
+        made = make() if group.get("fused") else _if_it_can_be_had(make)
+        if made is None and is_capturing():
+            return None  # there may be one later
+        checked.kernels[known] = made
     if checked.kernels[known] is None:
         return None
     kernel, width = checked.kernels[known]

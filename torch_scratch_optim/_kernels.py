@@ -7,8 +7,10 @@ import struct
 import threading
 from collections.abc import Callable
 from functools import lru_cache
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from ._cpp import CppKernel
 from ._cuda import CudaKernel
 from ._symbols import C_TYPES, NumberSymbol, TensorSymbol, Trace, value_in, working_type
 from .engines import GRADIENT, descending
+from .on_device import is_capturing
 
 Kernel = CppKernel | CudaKernel
 TARGETS: dict[str, tuple[str, type[Kernel]]] = {
@@ -37,6 +40,9 @@ class Signature(NamedTuple):
 
 
 _kernels: dict[tuple[str, torch.device], Kernel] = {}
+# What rules have written. It is forgotten with the rule, which may hold a model.
+_texts: WeakKeyDictionary[Callable[..., None], dict[Any, tuple[str, tuple[str, ...]]]]
+_texts = WeakKeyDictionary()
 _compiling = threading.Lock()
 
 
@@ -64,15 +70,24 @@ def kernel_for(signature: Signature, numbers_at: tuple[str, ...] = ()) -> Kernel
     text, written = source(signature, numbers_at)
     with _compiling:  # threads that ask at once wait for the first
         if (text, device) not in _kernels:
+            if device.type == "cuda" and is_capturing():
+                raise RuntimeError("a CUDA graph is being captured: let a step run once before")
             make = TARGETS[device.type][1]
             _kernels[text, device] = make(text, signature.columns, written, signature.kinds)
     return _kernels[text, device]
 
 
-@lru_cache(maxsize=256)
 def source(signature: Signature, numbers_at: tuple[str, ...] = ()) -> tuple[str, tuple[str, ...]]:
     """The text of a kernel, what the rule writes in the template of the target; and the columns
     that it writes."""
+    known = _texts.setdefault(signature.rule, {})
+    key = *signature[1:], numbers_at
+    if key not in known:
+        known[key] = _source(signature, numbers_at)
+    return known[key]
+
+
+def _source(signature: Signature, numbers_at: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     device, dtypes = signature.kinds[0][0], [dtype for _, dtype in signature.kinds]
     refuse_unsupported(device, dtypes)
     name_of_rule = getattr(signature.rule, "__name__", "the rule")
@@ -109,7 +124,8 @@ def source(signature: Signature, numbers_at: tuple[str, ...] = ()) -> tuple[str,
 
 def refuse_unsupported(device: torch.device, dtypes: list[torch.dtype]) -> None:
     """Refuse, in torch's words, what there are no kernels for."""
-    if device.type not in (*TARGETS, "meta") or not C_TYPES.keys() >= set(dtypes):
+    hip = device.type == "cuda" and torch.version.hip
+    if hip or device.type not in (*TARGETS, "meta") or not C_TYPES.keys() >= set(dtypes):
         raise RuntimeError(
             "`fused=True` requires all the params to be floating point Tensors of supported "
             f"devices: {list(TARGETS)}, but there are {', '.join(map(str, dtypes))} on {device}"
@@ -142,15 +158,18 @@ def options_of(group: dict[str, Any]) -> tuple[Any, list[int]]:
     words: list[int] = []
 
     def form(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if not value.is_cpu:
+        if isinstance(value, (tuple, list)):
+            return tuple([form(v) for v in value])
+        if isinstance(value, Tensor) and value.numel() == 1:
+            if not value.is_cpu and value.dtype in C_TYPES:
                 words.append(value.data_ptr())
                 return value.dtype
             value = value.item()
-        if isinstance(value, (tuple, list)):
-            return tuple([form(v) for v in value])
-        if isinstance(value, (bool, str)) or not value:  # what is off is decided here and now
+        # What is off is decided here and now.
+        if value is None or isinstance(value, (bool, str)) or value == 0:
             return Literal(value)
+        if not isinstance(value, Real):
+            return Literal(None)  # it belongs to somebody else
         words.extend(struct.unpack("q", struct.pack("d", value)))
         return "number"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache, update_wrapper
+from functools import update_wrapper
 from itertools import chain, compress, repeat
 from operator import attrgetter
 from typing import Any
@@ -113,9 +113,10 @@ def by_position(
     ]
 
 
-@lru_cache(maxsize=256)
 def positional(rule: Callable[..., None]) -> list[str]:
     """The names of what a rule takes by position."""
+    if (code := getattr(rule, "__code__", None)) is not None:
+        return list(code.co_varnames[: code.co_argcount])
     parameters = inspect.signature(rule).parameters.values()
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 

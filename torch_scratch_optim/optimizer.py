@@ -142,9 +142,11 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 loss = closure()
         with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
             # All groups are checked, and what must be compiled is, before anything moves.
-            updates = [update for group in self.param_groups for update in self._updates(group)]
-            for update in updates:
-                update()
+            updates: list[Update] = []
+            counted: set[int] = set()
+            for group in self.param_groups:
+                self._plan(group, updates, counted)
+            _fused.run_all(updates)
         return loss
 
     def engine(self, group: Group) -> Engine | None:
@@ -159,8 +161,8 @@ class ScratchOptimizer(torch.optim.Optimizer):
         """
         raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
 
-    def _updates(self, group: Group) -> list[Update]:
-        """A group's step, all of it checked and compiled: what is left to do."""
+    def _plan(self, group: Group, updates: list[Update], counted: set[int]) -> None:
+        """Check a group's step and compile for it; add to `updates` what is left to do."""
         params: list[Tensor] = []
         grads: list[Tensor] = []
         for p in group["params"]:
@@ -175,33 +177,34 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 f"{type(self).__name__} but param_groups' capturable is False."
             )
         if not params:
-            return []
+            return
         letters = self.columns(group)
         states, new = self._states(group, params, letters)
         columns = {"p": params, "g": grads}
         for letter, name in letters.items():
             columns[letter] = [state[name] for state in states]
         steps = [state["step"] for state in states] if self.counts_steps else []
+        if len(self.param_groups) > 1:
+            ids = set(map(id, steps))
+            if not counted.isdisjoint(ids):  # counts that groups share are read when they are due
+                _fused.run_all(updates)
+                updates.clear()
+            counted |= ids
         first = [p in new for p in params] if new else [False]
         checked = self._check(group, columns, steps)
         if checked is not None:
             table = Table(columns, checked.sizes)
-            return [self._update(Work(group, table, steps, new, first, checked))]
+            updates.append(self._update(Work(group, table, steps, new, first, checked)))
+            return
         table = Table(columns)
         sparse = [g.is_sparse for g in grads]
-        if True not in sparse:
-            return [self._update(Work(group, self._real(group, table, new), steps, new, first))]
-        updates = []
-        for rows, engine in (
-            (sparse, self.sparse_engine(group)),
-            ([not is_sparse for is_sparse in sparse], None),
-        ):
+        engine = self.sparse_engine(group) if True in sparse else None
+        for rows, own_engine in (sparse, engine), ([not s for s in sparse], None):
             if True in rows:
                 part = self._real(group, table.pick(rows), new)
                 own = [*compress(first, rows)] if new else first
-                work = Work(group, part, [*compress(steps, rows)], new, own, engine=engine)
+                work = Work(group, part, [*compress(steps, rows)], new, own, engine=own_engine)
                 updates.append(self._update(work))
-        return updates
 
     def _update(self, work: Work) -> Update:
         group, table, checked = work.group, work.table, work.checked
@@ -220,7 +223,8 @@ class ScratchOptimizer(torch.optim.Optimizer):
         scale: Tensor | None = getattr(self, "grad_scale", None)
         gradient = _gradient(group, None if scale is None else 1 / scale.item())
         if capturable:
-            return partial(self._by_tensors_on_device, work, gradient)
+            move = partial(self._by_tensors_on_device, work, gradient)
+            return partial(self._finish, work.new, move, [])
         parts: list[Part]
         if self.counts_steps:
             counts = checked.next_counts(work.steps) if checked else next_counts(work.steps)
@@ -241,10 +245,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
         return partial(self._finish, work.new, *planned)
 
     def _finish(self, new: dict[Tensor, Group], move: Update, steps: list[Tensor]) -> None:
-        """Keep the new state, move, and count what was moved."""
+        """Move, keep the new state, and count what was moved; if it fails, do neither."""
+        move()
         for p, state in new.items():
             self.state[p].update(state)
-        move()
         if steps:
             count(steps)
 
@@ -259,7 +263,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if found_inf is not None:
             if work.new and found_inf.item():  # a first step must remain a first step
                 return partial(_fused.run_all, [])
-            found_inf = found_inf.to(device)
+            found_inf = found_inf.to(device, torch.float32)
         options = group if scale is None else group | {"grad_scale": scale.to(device)}
 
         def scalars(first: bool | None, t: Any, group: Group) -> dict[str, Any]:
@@ -281,8 +285,6 @@ class ScratchOptimizer(torch.optim.Optimizer):
     def _by_tensors_on_device(self, work: Work, gradient: dict[str, Any]) -> None:
         """Count on the device by tensor operations; what follows from the counts stays there."""
         rule = engines.descending(self.rule, gradient)
-        for p, state in work.new.items():
-            self.state[p].update(state)
         if self.counts_steps:
             scalars = self.scalars(count_on_device(work.steps), work.group)
             engines.tensorial(rule, work.table, scalars)
@@ -299,10 +301,12 @@ class ScratchOptimizer(torch.optim.Optimizer):
         tensors += steps
         compiling = torch.compiler.is_compiling()
         checked: Checked | None = None if compiling else self._checked.get(id(group))
-        if checked is None or not checked.holds(tensors):
+        if checked is None or not checked.holds(columns, tensors):
             self._refuse_shapes(group, columns)
             checked = None if compiling else check(columns, steps, tensors)
             if checked is not None:
+                present = set(map(id, self.param_groups))
+                self._checked = {k: v for k, v in self._checked.items() if k in present}
                 self._checked[id(group)] = checked
         return checked
 
@@ -400,7 +404,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Both unpickling and load_state_dict come through here; refuse before anything is replaced.
-        for group in state["param_groups"]:
+        for group in state.get("param_groups", ()):
             _refuse_contradictions(group)
         super().__setstate__(state)
         self._checked = {}
@@ -481,7 +485,8 @@ def _as_real(tensor: Tensor) -> Tensor:
 
 def _step_count(value: float, p: Tensor, group: Group) -> Tensor:
     """A step count as torch keeps it: 0-d, in float32 unless the default is float64."""
-    dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+    double = torch.get_default_dtype() == torch.float64 and not group.get("fused")
+    dtype = torch.float64 if double else torch.float32
     return torch.tensor(value, dtype=dtype, device=_step_device(p, group))
 
 
