@@ -73,8 +73,10 @@ class Table:
 
     def by_kind(self) -> list[tuple[tuple[Kind, ...], Table]]:
         """Rows whose tensors, column by column, have the same device and dtype."""
+        columns = [list(map(KIND, column)) for column in self.columns.values()]
+        if all(kinds.count(kinds[0]) == len(kinds) for kinds in columns):  # as in most models
+            return [(tuple([kinds[0] for kinds in columns]), self)]
         rows: defaultdict[tuple[Kind, ...], list[int]] = defaultdict(list)
-        columns = [map(KIND, column) for column in self.columns.values()]
         for i, kinds in enumerate(zip(*columns, strict=True)):
             rows[kinds].append(i)
         return [(kinds, self.select(indices)) for kinds, indices in rows.items()]
@@ -131,13 +133,17 @@ def foreach(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) ->
     if not gathers(params, table.sizes):
         return loop(rule, table, scalars)
     alone = [p.is_cpu and size > SMALL for p, size in zip(params, table.sizes, strict=True)]
-    loop(rule, table.pick(alone), scalars)
+    if True in alone:
+        loop(rule, table.pick(alone), scalars)
+        table = table.pick([not a for a in alone])
     scalars = numbers(scalars)
-    for kinds, some in table.pick([not a for a in alone]).by_kind():
-        on_cpu = kinds[0][0].type == "cpu"
-        rows = some.rows() if on_cpu else chain.from_iterable(map(cut, some.rows()))
-        for batch in _batches(rows, GRAIN if on_cpu else DEVICE_BLOCK):
-            lists = {letter: TensorList([row[letter] for row in batch]) for letter in some.columns}
+    for kinds, some in table.by_kind() if table.sizes else ():
+        most = GRAIN if kinds[0][0].type == "cpu" else DEVICE_BLOCK
+        if max(some.sizes) > DEVICE_BLOCK:
+            blocks = list(chain.from_iterable(map(cut, some.rows())))
+            some = Table({letter: [block[letter] for block in blocks] for letter in some.columns})
+        for start, end in _batches(some.sizes, most):
+            lists = {name: TensorList(column[start:end]) for name, column in some.columns.items()}
             rule(**lists, **scalars)
 
 
@@ -264,16 +270,12 @@ def in_memory_order(row: tuple[Tensor, ...]) -> list[Tensor] | None:
     return [tensor.permute(order).view(-1) for tensor in row]
 
 
-def _batches(rows: Iterable[Row], most: int) -> Iterator[list[Row]]:
-    """Batches of rows of up to so many elements each, or of one row that has more."""
-    batch: list[Row] = []
-    left = most
-    for row in rows:
-        size = row["p"].numel()
-        if batch and size > left:
-            yield batch
-            batch, left = [], most
-        batch.append(row)
+def _batches(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Where batches of rows begin and end: each of up to so many elements, or of one row."""
+    start, left = 0, most
+    for i, size in enumerate(sizes):
+        if i > start and size > left:
+            yield start, i
+            start, left = i, most
         left -= size
-    if batch:
-        yield batch
+    yield start, len(sizes)
