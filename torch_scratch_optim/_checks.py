@@ -27,6 +27,7 @@ class Checked:
         sizes: how many elements each row's tensors have.
         kinds: the device and dtype of each column, if a kernel can take the rows as they are: they
             are of one kind, dense and laid out alike; else None.
+        on_gpu: whether those kinds are of a CUDA device.
         steps: the device and dtype of the step counts.
         gathers: whether foreach has anything to gather.
         kernels: those that have moved them, by all that they were made for.
@@ -48,6 +49,7 @@ class Checked:
             and None not in map(in_memory_order, zip(*columns.values(), strict=True))
         ):
             self.kinds = tuple([kind.pop() for kind in kinds])
+        self.on_gpu = self.kinds is not None and self.kinds[0][0].type == "cuda"
         self.steps: set[Kind] = set(map(KIND, steps))
         self.gathers = gathers(columns["p"], self.sizes)
         self.kernels: dict[Any, Any] = {}

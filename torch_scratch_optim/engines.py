@@ -42,6 +42,7 @@ FEW = 16
 GRADIENT = ("gradient.inverse_scale", "gradient.maximize", "gradient.l2")
 
 KIND = attrgetter("device", "dtype")
+PLAIN = {float, int, bool, type(None)}
 ORDINARY = {Tensor, torch.nn.Parameter}  # neither shards nor other subclasses
 
 
@@ -107,6 +108,8 @@ def by_position(
     Tensors that there are not are None. A rule that takes tensors by keyword alone gets them so.
     """
     names = positional(getattr(rule, "__wrapped__", rule))
+    if list(columns) == names:  # as in most rules
+        return rule, list(columns.values())
     names = names[: max(map(names.index, columns.keys() & names)) + 1]
     if columns.keys() <= set(names) and scalars.keys().isdisjoint(names):
         return rule, [columns.get(name) or repeat(None) for name in names]
@@ -232,7 +235,7 @@ def descending(rule: Callable[..., None], gradient: dict[str, Any]) -> Callable[
 
 def numbers(scalars: dict[str, Any]) -> dict[str, Any]:
     """Hyper-parameters that are tensors have done their arithmetic as such; now, their values."""
-    if not any(isinstance(value, Tensor) for value in scalars.values()):
+    if PLAIN.issuperset(map(type, scalars.values())):
         return scalars
     return {k: v.item() if isinstance(v, Tensor) else v for k, v in scalars.items()}
 

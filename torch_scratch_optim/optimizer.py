@@ -209,8 +209,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
     def _update(self, work: Work) -> Update:
         group, table, checked = work.group, work.table, work.checked
         engine = work.engine or self.engine(group)
-        kinds = checked.kinds if checked is not None else None
-        on_gpu = checked if kinds and kinds[0][0].type == "cuda" else None
+        on_gpu = checked if checked is not None and checked.on_gpu else None
         capturable, fused = group.get("capturable"), group.get("fused")
         if on_gpu and not engine and (fused or capturable):
             update = self._by_kernel_on_gpu(work, on_gpu)
