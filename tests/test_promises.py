@@ -183,8 +183,8 @@ def test_the_package_stays_small() -> None:
     assert lines.pop("equivalence.py") <= 130  # a tool for any optimizer, and no part of ours
     assert lines.pop("groups.py") <= 40
     kernels = sum(n for name, n in lines.items() if Path(name).stem in KERNELS)
-    assert kernels <= 1050
-    assert sum(lines.values()) - kernels <= 1000
+    assert kernels <= 1100
+    assert sum(lines.values()) - kernels <= 1010
 
 
 # Names of torch's that are not public, and what they are for.

@@ -83,8 +83,9 @@ class ScratchAdaGrad(ScratchOptimizer):
             "lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay,
             "initial_accumulator_value": initial_accumulator_value, "foreach": foreach,
             "maximize": maximize, "differentiable": differentiable, "fused": fused,
-            "capturable": capturable,
         }  # fmt: skip
+        if capturable:  # torch has no such option here
+            defaults["capturable"] = True
         super().__init__(params, defaults)
         for group in self.param_groups:
             for p in group["params"]:

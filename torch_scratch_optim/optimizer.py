@@ -170,7 +170,8 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 params.append(p)
                 grads.append(g)
         if group.get("capturable"):
-            check_devices(group, params, self.state)
+            if "capturable" in self.defaults:  # elsewhere torch ignores it, or its compiler sets it
+                check_devices(group, params, self.state)
         elif self.counts_steps and is_capturing():
             raise RuntimeError(
                 "Attempting CUDA graph capture of step() for an instance of "

@@ -94,8 +94,10 @@ class ScratchRMSProp(ScratchOptimizer):
         defaults = {
             "lr": lr, "momentum": momentum, "alpha": alpha, "eps": eps, "centered": centered,
             "weight_decay": weight_decay, "capturable": capturable, "foreach": foreach,
-            "maximize": maximize, "differentiable": differentiable, "fused": fused,
+            "maximize": maximize, "differentiable": differentiable,
         }  # fmt: skip
+        if fused is not None:  # torch has no such option here
+            defaults["fused"] = fused
         super().__init__(params, defaults)
 
     def columns(self, group: Group) -> dict[str, str]:

@@ -93,8 +93,10 @@ class ScratchSGD(ScratchOptimizer):
         defaults = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
             "nesterov": nesterov, "maximize": maximize, "foreach": foreach,
-            "differentiable": differentiable, "fused": fused, "capturable": capturable,
+            "differentiable": differentiable, "fused": fused,
         }  # fmt: skip
+        if capturable:  # torch has no such option here
+            defaults["capturable"] = True
         super().__init__(params, defaults)
 
     def columns(self, group: Group) -> dict[str, str]:
