@@ -6,6 +6,8 @@ import ast
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -263,3 +265,12 @@ def test_a_rule_branches_on_none_and_bool_but_never_on_a_number(file: str) -> No
             on_none = isinstance(test, ast.Compare) and isinstance(test.ops[0], (ast.Is, ast.IsNot))
             assert on_none or (isinstance(test, ast.Name) and test.id in flags), ast.unparse(test)
         assert not isinstance(node, (ast.While, ast.Assert, ast.Match))
+
+
+def test_importing_the_package_imports_no_kernels() -> None:
+    # It would take twice as long.
+    program = "import sys, torch_scratch_optim; print('torch_scratch_optim._fused' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

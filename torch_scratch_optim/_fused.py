@@ -29,6 +29,7 @@ from .engines import (
     descending,
     in_memory_order,
     loop,
+    run_all,
 )  # fmt: skip
 from .on_device import is_capturing
 
@@ -105,11 +106,6 @@ def split(
             names.append(name)
             values.append(value)
     return tuple(flags), tuple(names), values
-
-
-def run_all(updates: list[Update]) -> None:
-    for update in updates:
-        update()
 
 
 def known_kernel(

@@ -257,6 +257,11 @@ def cut(row: Row) -> Iterable[Row]:
     return (dict(zip(row, piece, strict=True)) for piece in pieces)
 
 
+def run_all(updates: Iterable[Callable[[], None]]) -> None:
+    for update in updates:
+        update()
+
+
 def block_size(p: Tensor) -> int:
     """The most elements of tensors like `p` that move at once."""
     return CPU_BLOCK if p.is_cpu else DEVICE_BLOCK

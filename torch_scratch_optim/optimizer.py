@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from . import _fused, engines
+from . import engines
 from ._checks import Checked, check, count, next_counts
 from .engines import ORDINARY, Engine, Part, Table
 from .on_device import check_devices, count_on_device, cut_alike, is_capturing, shards
@@ -146,7 +146,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
             counted: set[int] = set()
             for group in self.param_groups:
                 self._plan(group, updates, counted)
-            _fused.run_all(updates)
+            engines.run_all(updates)
         return loss
 
     def engine(self, group: Group) -> Engine | None:
@@ -188,7 +188,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if len(self.param_groups) > 1:
             ids = set(map(id, steps))
             if not counted.isdisjoint(ids):  # counts that groups share are read when they are due
-                _fused.run_all(updates)
+                engines.run_all(updates)
                 updates.clear()
             counted |= ids
         first = [p in new for p in params] if new else [False]
@@ -219,7 +219,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         # GradScaler sets `found_inf` and `grad_scale` for the time of a step.
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None and found_inf.item():
-            return partial(_fused.run_all, [])
+            return partial(engines.run_all, [])
         scale: Tensor | None = getattr(self, "grad_scale", None)
         gradient = _gradient(group, None if scale is None else 1 / scale.item())
         if capturable:
@@ -235,8 +235,12 @@ class ScratchOptimizer(torch.optim.Optimizer):
         planned = None
         default = not engine and len(parts) == 1 and group.get("foreach") is None
         if fused and not engine:
+            from . import _fused  # takes as long as all the rest
+
             planned = _fused.plan(self.rule, parts, gradient, checked, work.steps)
         elif on_gpu and default and not group.get("differentiable"):
+            from . import _fused
+
             planned = _fused.plan_default(self.rule, parts[0], gradient, on_gpu, work.steps)
         if planned is None:
             engine = engine or _engine(group, table, checked)
@@ -254,6 +258,8 @@ class ScratchOptimizer(torch.optim.Optimizer):
 
     def _by_kernel_on_gpu(self, work: Work, checked: Checked) -> Update | None:
         """A step by kernels that count on a GPU; None if they cannot take the tensors."""
+        from . import _fused
+
         group, table = work.group, work.table
         device = table.columns["p"][0].device
         shared = len(set(map(id, work.steps))) < len(work.steps)
@@ -262,7 +268,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         found_inf, scale = (getattr(self, name, None) for name in ("found_inf", "grad_scale"))
         if found_inf is not None:
             if work.new and found_inf.item():  # a first step must remain a first step
-                return partial(_fused.run_all, [])
+                return partial(engines.run_all, [])
             found_inf = found_inf.to(device, torch.float32)
         options = group if scale is None else group | {"grad_scale": scale.to(device)}
 
@@ -280,7 +286,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
             if move is None:
                 return None
             moves.append(move)
-        return partial(self._finish, work.new, partial(_fused.run_all, moves), [])
+        return partial(self._finish, work.new, partial(engines.run_all, moves), [])
 
     def _by_tensors_on_device(self, work: Work, gradient: dict[str, Any]) -> None:
         """Count on the device by tensor operations; what follows from the counts stays there."""
@@ -396,6 +402,8 @@ class ScratchOptimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         added = self.param_groups[-1]
         if added.get("fused") and not added.get("capturable"):
+            from . import _fused
+
             try:
                 _fused.require_kernels(added["params"])
             except RuntimeError:
