@@ -73,7 +73,7 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_report, "write", _stand_in)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # so that it is trained with one thread, as all is here
 def finished_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "study"
     with pytest.MonkeyPatch.context() as patch:
