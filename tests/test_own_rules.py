@@ -1172,3 +1172,19 @@ def test_scalars_that_decide_by_the_step_cannot_be_counted_on_a_device() -> None
     form, _ = _kernels.options_of(ours.param_groups[0])
     with pytest.raises(TypeError, match=f"{NUMBER} of radam"):
         _kernels.trace_scalars(ours.scalars, form, True, "radam")
+
+
+@pytest.mark.parametrize("engine", [{"foreach": False}, {"foreach": True}, KERNEL], ids=str)
+def test_rule_may_be_a_method(engine: dict[str, Any]) -> None:
+    def rule(self: ScratchOptimizer, p: Any, g: Any, *, lr: float, **_: Any) -> None:
+        p.add_(g, alpha=-lr)
+
+    kind: Any = type("Own", (scratch.ScratchSGD,), {"rule": rule})
+    for sizes in ([3, 70_000], [3] * 20):
+        params = [torch.linspace(1, 2, size).requires_grad_() for size in sizes]
+        for i, p in enumerate(params):
+            p.grad = torch.full_like(p, i + 1.0)
+        before = [p.detach().clone() for p in params]
+        kind(params, lr=0.5, **engine).step()
+        for i, (p, q) in enumerate(zip(params, before, strict=True)):
+            assert torch.equal(p, q.add(torch.full_like(q, i + 1.0), alpha=-0.5))

@@ -120,8 +120,8 @@ def by_position(
 
 def positional(rule: Callable[..., None]) -> list[str]:
     """The names of what a rule takes by position."""
-    if (code := getattr(rule, "__code__", None)) is not None:
-        return list(code.co_varnames[: code.co_argcount])
+    if inspect.isfunction(rule):  # as it costs a step less
+        return list(rule.__code__.co_varnames[: rule.__code__.co_argcount])
     parameters = inspect.signature(rule).parameters.values()
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
