@@ -88,6 +88,21 @@ def check(
     return Checked(columns, steps, tensors)
 
 
+def overlap(pieces: list[tuple[int, int, bool]]) -> bool:
+    """Whether memory that is written belongs to something else, too; or there is none.
+
+    Args:
+        pieces: where each begins and ends, and whether it is written.
+    """
+    any_end = written_end = 1  # of what came before; a null pointer lies before it
+    for begin, end, written in sorted(pieces):
+        if begin < (any_end if written else written_end):
+            return True
+        any_end = max(any_end, end)
+        written_end = max(written_end, end) if written else written_end
+    return False
+
+
 def next_counts(steps: list[Tensor]) -> list[float]:
     """The step that each parameter is about to take; nothing is counted yet."""
     if not all(isinstance(step, Tensor) for step in steps):

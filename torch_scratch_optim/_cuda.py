@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ._checks import overlap
 from ._disk_cache import cached
 
 OLDEST = (7, 0)  # the first compute capability that is served
@@ -125,17 +126,13 @@ class CudaKernel:
         if self._apart == (sizes, pointers):
             return False
         pieces = [
-            (pointers[c * len(sizes) + i], size * itemsize, written)
+            (begin := pointers[c * len(sizes) + i], begin + size * itemsize, written)
             for c, (written, itemsize) in enumerate(self._columns)
             for i, size in enumerate(sizes)
             if size
         ]
-        any_end = written_end = 1  # of what came before; a null pointer lies before it
-        for begin, length, written in sorted(pieces):
-            if begin < (any_end if written else written_end):
-                return True
-            any_end = max(any_end, begin + length)
-            written_end = max(written_end, begin + length) if written else written_end
+        if overlap(pieces):
+            return True
         self._apart = sizes, pointers
         return False
 

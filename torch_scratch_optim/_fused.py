@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import HOST, Checked, count
+from ._checks import HOST, Checked, count, overlap
 from ._cpp import CppKernel, require_compiler
 from ._cuda import CudaKernel
 from ._kernels import Kernel, Signature, kernel_for, options_of, refuse_unsupported, trace_scalars
@@ -195,13 +195,7 @@ def _interleaved(rows: list[Row]) -> bool:
         reach = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
         end = t.data_ptr() + t.itemsize * (1 + reach)
         pieces += [(t.data_ptr(), end, letter != "g")] * bool(t.numel())
-    any_end = written_end = 0  # of what came before
-    for begin, end, written in sorted(pieces):
-        if begin < (any_end if written else written_end):
-            return True
-        any_end = max(any_end, end)
-        written_end = max(written_end, end) if written else written_end
-    return False
+    return overlap(pieces)
 
 
 def plan_default(

@@ -385,7 +385,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         assigned: bool | None = self.__dict__.get("_step_supports_amp_scaling")
         if assigned is not None:  # as wrappers do
             return assigned
-        return all(g.get("fused") and not g.get("capturable") for g in self.param_groups)
+        return all(g.get("fused") for g in self.param_groups)
 
     @_step_supports_amp_scaling.setter
     def _step_supports_amp_scaling(self, value: bool) -> None:
