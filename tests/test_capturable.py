@@ -199,3 +199,24 @@ def test_capturing_what_is_not_capturable_is_refused(
             step()
     else:
         step()  # plain SGD counts nothing and keeps nothing
+
+
+@each_optimizer
+def test_gradscaler_leaves_its_work_to_fused_and_capturable_steps_as_with_torch(case: Case) -> None:
+    def leaf() -> Tensor:
+        return torch.linspace(1, 2, 5).requires_grad_()
+
+    scaled = case.ours([p := leaf()], capturable=True, fused=True)
+    plain = case.ours([q := leaf()])
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scale = scaler.scale(torch.ones(()))
+    for step in range(4):
+        slope = torch.linspace(-1, 3, 5) * (torch.inf if step == 1 else step + 1.0)
+        p.grad, q.grad = slope * scale, slope
+        assert scaled._step_supports_amp_scaling
+        scaler.step(scaled)
+        scaler.update(1024.0)
+        if step != 1:
+            assert torch.equal(p.grad, slope * scale)  # the scaler has left it
+            plain.step()
+        torch.testing.assert_close(p, q)  # numbers that are tensors round by themselves
