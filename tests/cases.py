@@ -130,7 +130,7 @@ def assert_equal_state(ours: Optimizer, theirs: Optimizer, context: object = "")
 
 
 def assert_close_state(ours: Optimizer, loop: Optimizer) -> None:
-    """Equal up to rounding: compiled code keeps more digits between operations than the loop."""
+    """Equal up to rounding: a kernel rounds roots correctly, and half precision once."""
     for p, q in zip(leaves(ours), leaves(loop), strict=True):
         torch.testing.assert_close(p, q, equal_nan=True)
         for name, value in loop.state.get(q, {}).items():

@@ -689,7 +689,7 @@ def test_kernel_converts_half_precision_both_ways(cuda: Cuda, half: torch.dtype)
 # Operations, each alone: of p, g, s and a number.
 CALLS: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
     **{
-        word: lambda p, g, s, a, word=word: getattr(p, word)()  # type: ignore[misc]
+        word: lambda p, g, s, a, word=word: getattr(p, word)()  # type: ignore[misc]  # a lambda's default has no type
         for word, spelling in OPERATIONS["cuda"].items()
         if len(inspect.signature(spelling).parameters) == 1
     },
@@ -705,7 +705,7 @@ CALLS: dict[str, Callable[[Any, Any, Any, Any], Any]] = {
     "div_number": lambda p, g, s, a: p.div(a),
     "div_number, a literal": lambda p, g, s, a: p.div(3.0),
     **{
-        f"pow_number, {n}": lambda p, g, s, a, n=n: p.pow(n)  # type: ignore[misc]
+        f"pow_number, {n}": lambda p, g, s, a, n=n: p.pow(n)  # type: ignore[misc]  # as above
         for n in (2.0, 3.0, 0.5, -1.0, -2.0, -0.5)
     },
     "pow": lambda p, g, s, a: p.abs().pow(g),
@@ -991,12 +991,12 @@ def test_launch_that_counts_gives_each_part_of_the_rows_its_numbers(
     rows = 1200
     optimizer = ScratchAdam([torch.ones(1, requires_grad=True) for _ in range(rows)], fused=True)
     give_gradients(optimizer, step=0)
-    optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]  # GradScaler's
     optimizer.step()
     counts = [launch for launch in cuda.launches if launch.name == "count"]
     moves = [launch for launch in cuda.launches if launch.name != "count"]
     assert cuda.launches == counts + moves  # numbers are there before they are used
-    found_inf = optimizer.found_inf.data_ptr()  # type: ignore[attr-defined]
+    found_inf = optimizer.found_inf.data_ptr()  # type: ignore[attr-defined]  # as above
     start = counts[0].header[1]
     for launches in (counts, moves):
         done = 0
@@ -1316,7 +1316,8 @@ def test_fused_step_works_out_numbers_from_a_tensor_as_the_host_would(
 ) -> None:
     for name in ("AdaGrad", "Adam", "AdamW"):
         case = Case(name)
-        made = [case.ours(dense(), lr=torch.tensor(0.1, dtype=dtype), **o) for o in ({"fused": True}, {})]  # fmt: skip # noqa: E501
+        both: list[dict[str, Any]] = [{"fused": True}, {}]
+        made = [case.ours(dense(), lr=torch.tensor(0.1, dtype=dtype), **own) for own in both]
         ours, exact = made
         for step in range(3):
             check_steps(ours, exact, rounded=False, steps=1)

@@ -998,7 +998,7 @@ def test_gradscaler_scales_that_round_have_the_bits_of_ieee_arithmetic(case: Cas
         give(ours, step)
         ours.grad_scale = torch.tensor(scale)  # type: ignore[attr-defined]  # as GradScaler sets it
         assert_step(ours, inverse_scale=1 / torch.tensor(scale).item())
-    del ours.grad_scale  # type: ignore[attr-defined]
+    del ours.grad_scale  # type: ignore[attr-defined]  # as GradScaler does afterwards
     steps(ours, 1, start=4)
 
 

@@ -30,7 +30,7 @@ from .engines import (
     in_memory_order,
     loop,
     run_all,
-)  # fmt: skip
+)
 from .on_device import is_capturing
 
 _logger = logging.getLogger(__name__)
