@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import parameters_to_vector
 from torch.optim.lr_scheduler import StepLR
 
 from torch_scratch_optim import ScratchOptimizer
@@ -103,3 +104,26 @@ def test_a_whole_training_step_is_one_graph(case: Case) -> None:
             torch.testing.assert_close(loss, expected.detach())
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p, q)
+
+
+@each_optimizer
+def test_a_compiled_training_step_equals_one_that_is_not(case: Case) -> None:
+    # It clears gradients, too, which torch's compiler leaves to Python.
+    torch._dynamo.reset()
+    weights = []
+    for compiled in (False, True):
+        model = small_net()
+        optimizer = case.ours(model.parameters())
+
+        def training_step(model: nn.Module = model, optimizer: Any = optimizer) -> None:
+            optimizer.zero_grad()
+            cross_entropy(model(IMAGES), LABELS).backward()
+            optimizer.step()
+
+        step = torch.compile(training_step, backend="eager") if compiled else training_step
+        for _ in range(4):
+            step()
+        weights.append(parameters_to_vector(model.parameters()))
+    # What follows from a step count is a number in one and a tensor in the other, as in torch.
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-6)
+    assert not torch.equal(weights[0], parameters_to_vector(small_net().parameters()))

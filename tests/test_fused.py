@@ -26,6 +26,7 @@ from torch_scratch_optim import (
     ScratchOptimizer,
     ScratchRMSProp,
     ScratchSGD,
+    engines,
 )
 
 from . import ieee
@@ -348,7 +349,7 @@ def test_fused_takes_state_of_any_layout(case: Case, of_state: str) -> None:
 @pytest.mark.parametrize("of_what", ["parameter", "gradient", "state"])
 def test_fused_reads_the_negative_bit_of_big_tensors(case: Case, of_what: str) -> None:
     negated: Layout = LAYOUTS["negative bit"]
-    start = values(2**18 + 77, seed=0)
+    start = values(engines.CPU_BLOCK + 77, seed=0)
     p = (negated(start) if of_what == "parameter" else start).requires_grad_()
     ours = case.ours([p], fused=True)
     for step in range(2):

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch_scratch_optim
+from torch_scratch_optim import engines
 
 from .cases import CASES, PAIRS, Case, give_gradients, leaves, parameters, train
 
@@ -80,7 +81,7 @@ def test_gradients_are_left_alone(case: Case, foreach: bool) -> None:
 @by_name
 def test_a_step_raises_the_version_of_what_it_changes(case: Case, foreach: bool) -> None:
     # A backward pass through a graph made before the step must notice, also when blocks were cut.
-    p = nn.Parameter(torch.ones(300_000))
+    p = nn.Parameter(torch.ones(engines.CPU_BLOCK + 37_856))
     ours = case.ours([p], foreach=foreach)
     loss = (p * p).sum()
     p.grad = torch.ones_like(p)
@@ -274,3 +275,25 @@ def test_importing_the_package_imports_no_kernels() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_training_step_imports_no_compiler_of_torchs(fused: bool) -> None:
+    # Its import takes longer than the first steps of training.
+    program = f"""
+import sys, torch
+from torch_scratch_optim import ScratchSGD
+p = torch.ones(3, requires_grad=True)
+optimizer = ScratchSGD([p], fused={fused})
+optimizer.add_param_group({{"params": [torch.ones(2, requires_grad=True)]}})
+optimizer.zero_grad()
+p.sum().backward()
+optimizer.step()
+print("torch._dynamo" in sys.modules)
+optimizer.zero_grad(set_to_none=False)
+print(p.grad.tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split("\n") == ["False", "[0.0, 0.0, 0.0]", ""]

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from torch_scratch_optim.engines import CPU_BLOCK
+
 from .cases import CASES, Case, assert_equal_state, leaves
 
+MANY = CPU_BLOCK // 2 + 37_856  # rows of 2 elements: together more than a block
 MAY_BE_SPARSE = [
     case
     for case in CASES
@@ -30,12 +33,12 @@ engines = pytest.mark.parametrize("engine", [{"foreach": False}, {}, {"fused": T
 
 def embeddings() -> list[Tensor]:
     # The second is large enough to be cut into blocks, were its gradient dense.
-    return [torch.ones(20, 3, requires_grad=True), torch.ones(300_000, 2, requires_grad=True)]
+    return [torch.ones(20, 3, requires_grad=True), torch.ones(MANY, 2, requires_grad=True)]
 
 
 def sparse_gradients(step: int, coalesced: bool) -> Iterator[Tensor]:
     random = torch.Generator().manual_seed(step)
-    for rows, width in ((20, 3), (300_000, 2)):
+    for rows, width in ((20, 3), (MANY, 2)):
         where = torch.randint(rows, (1, 7), generator=random)  # some rows twice, if they are few
         values = torch.randn(7, width, generator=random)
         gradient = torch.sparse_coo_tensor(where, values, (rows, width), check_invariants=True)

@@ -28,8 +28,9 @@ Engine = Callable[[Callable[..., None], "Table", dict[str, Any]], None]
 Part = tuple[dict[str, Any], "Table"]  # scalars, and the rows that they are for
 
 # The most elements that move at once. Temporaries (√v, g + λθ) are as large as what moves: on a CPU
-# they should stay in its caches, other devices want enough work in each launch.
-CPU_BLOCK = 2**18
+# they should be small enough to be used again and again, yet threads must seldom wait for each
+# other; other devices want enough work in each launch.
+CPU_BLOCK = 2**20
 DEVICE_BLOCK = 2**24
 # The fewest elements for which torch's CPU kernels take another thread (at::internal::GRAIN_SIZE).
 GRAIN = 2**15

@@ -391,6 +391,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
     def _step_supports_amp_scaling(self, value: bool) -> None:
         self.__dict__["_step_supports_amp_scaling"] = value
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear all gradients, as :meth:`torch.optim.Optimizer.zero_grad` does."""
+        _undecorated(torch.optim.Optimizer.zero_grad)(self, set_to_none)
+
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters, with options of its own if it has any.
 
@@ -399,7 +403,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         """
         if isinstance(param_group, dict):
             _refuse_contradictions(param_group)
-        super().add_param_group(param_group)
+        _undecorated(torch.optim.Optimizer.add_param_group)(self, param_group)
         added = self.param_groups[-1]
         if added.get("fused") and not added.get("capturable"):
             from . import _fused
@@ -425,6 +429,16 @@ class ScratchOptimizer(torch.optim.Optimizer):
                     self.state[p]["step"] = step.to(_step_device(p, group))
                 elif step is not None:
                     self.state[p]["step"] = _step_count(float(step), p, group)
+
+
+def _undecorated(method: Callable[..., None]) -> Callable[..., None]:
+    """A method of torch's without what hides it from torch's compiler, unless that is tracing.
+
+    That decorator imports the compiler at its first call, which takes a second or two.
+    """
+    if torch.compiler.is_compiling():
+        return method
+    return getattr(method, "__wrapped__", method)
 
 
 def check_options(**options: float | Tensor) -> None:
