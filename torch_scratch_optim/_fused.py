@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from array import array
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
@@ -23,19 +24,19 @@ from ._kernels import Kernel, Signature, kernel_for, options_of, refuse_unsuppor
 from .engines import (
     GRADIENT,
     ORDINARY,
-    Part,
     Row,
+    Scalars,
     Table,
     descending,
     in_memory_order,
     loop,
+    run,
     run_all,
 )
 from .on_device import is_capturing
 
 _logger = logging.getLogger(__name__)
 Update = Callable[[], None]
-Scalars = dict[str, Any]
 
 
 def require_kernels(params: list[Tensor]) -> None:
@@ -52,7 +53,8 @@ def require_kernels(params: list[Tensor]) -> None:
 
 def plan(
     rule: Callable[..., None],
-    parts: list[Part],
+    table: Table,
+    scalars: list[Scalars],
     gradient: Scalars,
     checked: Checked | None,
     steps: list[Tensor],
@@ -62,7 +64,8 @@ def plan(
 
     Args:
         rule: the rule.
-        parts: what it works on and its scalars; each scalar is a number, None or a bool.
+        table: what it works on.
+        scalars: its scalars, for all rows or of each row: numbers, None and bool.
         gradient: how its gradient is made, see :func:`~.engines.descending`.
         checked: what is known of the tensors, if they are ordinary.
         steps: the step counts of all rows.
@@ -75,22 +78,31 @@ def plan(
         AttributeError, TypeError: the rule uses what has no spelling in a kernel.
         RuntimeError: there is no kernel for such tensors, or it cannot be compiled.
     """
+    by_loop = partial(run, loop, descending(rule, gradient))
     # Somebody wants to see operations, or a transform of torch.func has tensors without memory.
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack():
-        return partial(_by_loop, rule, parts, gradient), steps
-    # Parts differ in numbers, which the rows of one call may, and in flags, which they may not.
-    calls: dict[Any, list[tuple[list[float], Part]]] = {}
-    for scalars, table in parts:
-        flags, names, values = split(scalars, gradient)
-        if checked is not None and checked.kinds and len(parts) == 1:
-            kernel = known_kernel(rule, rounded, flags, names, table, checked)
-            move = _Move(kernel, table, values, partial(_by_loop, rule, parts, gradient))
-            move.steps = steps if checked.peek else []
-            return move, [] if checked.peek else steps
-        for kinds, rows in table.by_kind():
-            key = Signature(rule, rounded, flags, names, tuple(rows.columns), kinds)
-            calls.setdefault(key, []).append((values, (scalars, rows)))
-    moves = [_plan(signature, alike, gradient) for signature, alike in calls.items()]
+        return partial(by_loop, table, scalars), steps
+    known = checked.kinds if checked is not None else None
+    if checked is not None and known and len(scalars) == 1:
+        flags, names, values = split(scalars[0], gradient)
+        kernel = known_kernel(rule, rounded, flags, names, table, checked)
+        move = _Move(kernel, table, values, partial(by_loop, table, scalars))
+        move.steps = steps if checked.peek else []
+        return move, [] if checked.peek else steps
+    # Rows differ in numbers, which those of one call may, and in flags and kinds, which they may
+    # not.
+    scalars = scalars * len(table.sizes) if len(scalars) == 1 else scalars
+    kinds = [known] * len(scalars) if known else [*map(table.kinds, range(len(scalars)))]
+    splits = [split(own, gradient) for own in scalars]
+    rows: defaultdict[Any, list[int]] = defaultdict(list)
+    for i, ((flags, names, _), kind) in enumerate(zip(splits, kinds, strict=True)):
+        rows[flags, names, kind].append(i)
+    moves = []
+    for (flags, names, kind), some in rows.items():
+        signature = Signature(rule, rounded, flags, names, tuple(table.columns), kind)
+        part, values = table.select(some), [value for i in some for value in splits[i][2]]
+        own = partial(by_loop, part, [scalars[i] for i in some])
+        moves.append(_plan(signature, part, values, own, dense=known is not None))
     return partial(run_all, moves), steps
 
 
@@ -123,24 +135,27 @@ def known_kernel(
     return kernel
 
 
-def _plan(signature: Signature, alike: list[tuple[list[float], Part]], gradient: Scalars) -> Update:
-    """What moves rows of one kind."""
-    parts = [part for _, part in alike]
-    by_loop = partial(_by_loop, signature.rule, parts, gradient)
-    rows = [row for _, table in parts for row in table.rows()]
+def _plan(
+    signature: Signature, table: Table, values: list[Any], by_loop: Update, dense: bool
+) -> Update:
+    """What moves rows of one kind, which may be known to be dense and ordinary."""
+    if dense:
+        move = _Move(kernel_for(signature), table, values, by_loop)
+        move.stride = len(signature.numbers)
+        return move
+    rows = list(table.rows())
     devices = {t.device for row in rows for t in row.values()}
     types = {type(t) for row in rows for t in row.values()}
     if not types <= ORDINARY or len(devices) > 1 or devices == {torch.device("meta")}:
         return by_loop
     kernel = kernel_for(signature)
-    dense = [_dense(row) for row in rows]
-    copies = [(row[c], d[c]) for row, d in zip(rows, dense, strict=True) for c in kernel.written]
+    taken = [_dense(row) for row in rows]
+    copies = [(row[c], d[c]) for row, d in zip(rows, taken, strict=True) for c in kernel.written]
     copies = [(original, copy) for original, copy in copies if original is not copy]
-    if any(d is not row for row, d in zip(rows, dense, strict=True)) and _interleaved(rows):
+    if any(d is not row for row, d in zip(rows, taken, strict=True)) and _interleaved(rows):
         return by_loop
-    table = Table({c: [row[c] for row in dense] for c in signature.columns})
-    values = [value for own, (_, t) in alike for value in own * len(t.sizes)]
-    move = _Move(kernel, table, values, by_loop)
+    columns = {c: [row[c] for row in taken] for c in signature.columns}
+    move = _Move(kernel, Table(columns), values, by_loop)
     move.stride, move.copies = len(signature.numbers), copies
     move.written = [[row[c] for row in rows] for c in kernel.written]
     return move
@@ -176,11 +191,6 @@ class _Move:
             torch.autograd.graph.increment_version(tensors)
 
 
-def _by_loop(rule: Callable[..., None], parts: list[Part], gradient: Scalars) -> None:
-    for scalars, table in parts:
-        loop(descending(rule, gradient), table, scalars)
-
-
 def _dense(row: Row) -> Row:
     """A row, or copies if its tensors are not dense or not laid out alike."""
     if in_memory_order(tuple(row.values())) is None or any(map(Tensor.is_neg, row.values())):
@@ -199,21 +209,26 @@ def _interleaved(rows: list[Row]) -> bool:
 
 
 def plan_default(
-    rule: Callable[..., None], part: Part, gradient: Scalars, checked: Checked, steps: list[Tensor]
+    rule: Callable[..., None],
+    table: Table,
+    scalars: Scalars,
+    gradient: Scalars,
+    checked: Checked,
+    steps: list[Tensor],
 ) -> tuple[Update, list[Tensor]] | None:
     """As :func:`plan`, if there is a kernel that has been seen to have the bits of the loop."""
-    flags, names, _ = split(part[0], gradient)
+    flags, names, _ = split(scalars, gradient)
     key = rule, True, flags, names
     if key not in checked.kernels:
         assert checked.kinds is not None
-        signature = Signature(*key, tuple(part[1].columns), checked.kinds)
+        signature = Signature(*key, tuple(table.columns), checked.kinds)
         kernel = _if_it_can_be_had(lambda: proved_kernel(signature))
         if kernel is None and is_capturing():
             return None  # there may be one later
         checked.kernels[key] = kernel
     if checked.kernels[key] is None:
         return None
-    return plan(rule, [part], gradient, checked, steps, rounded=True)
+    return plan(rule, table, [scalars], gradient, checked, steps, rounded=True)
 
 
 def _if_it_can_be_had(make: Callable[[], Any]) -> Any:

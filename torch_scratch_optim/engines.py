@@ -23,9 +23,8 @@ from .carriers import Functional, TensorList, is_half_on_cpu
 
 Row = dict[str, Tensor]
 Kind = tuple[torch.device, torch.dtype]
-Engine = Callable[[Callable[..., None], "Table", dict[str, Any]], None]
-
-Part = tuple[dict[str, Any], "Table"]  # scalars, and the rows that they are for
+Scalars = dict[str, Any]
+Engine = Callable[[Callable[..., None], "Table", Scalars], None]
 
 # The most elements that move at once. Temporaries (√v, g + λθ) are as large as what moves: on a CPU
 # they should be small enough to be used again and again, yet threads must seldom wait for each
@@ -73,6 +72,10 @@ class Table:
         columns = {letter: list(compress(c, wanted)) for letter, c in self.columns.items()}
         return Table(columns, list(compress(self.sizes, wanted)))
 
+    def kinds(self, i: int) -> tuple[Kind, ...]:
+        """The device and dtype of each tensor of a row."""
+        return tuple([KIND(column[i]) for column in self.columns.values()])
+
     def by_kind(self) -> list[tuple[tuple[Kind, ...], Table]]:
         """Rows whose tensors, column by column, have the same device and dtype."""
         columns = [list(map(KIND, column)) for column in self.columns.values()]
@@ -85,31 +88,51 @@ class Table:
 
     def select(self, indices: Sequence[int]) -> Table:
         """The rows of these indices."""
-        columns = {letter: [c[i] for i in indices] for letter, c in self.columns.items()}
-        return Table(columns, [self.sizes[i] for i in indices])
+        columns = {k: list(map(c.__getitem__, indices)) for k, c in self.columns.items()}
+        return Table(columns, list(map(self.sizes.__getitem__, indices)))
 
 
-def loop(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
+def run(
+    engine: Engine, rule: Callable[..., None], table: Table, scalars: Sequence[Scalars]
+) -> None:
+    """Run an engine with scalars for all rows, or with those of each row."""
+    if engine is loop or len(scalars) == 1:
+        return _loop(rule, table, scalars) if engine is loop else engine(rule, table, scalars[0])
+    rows: dict[int, list[int]] = defaultdict(list)
+    for i, own in enumerate(scalars):
+        rows[id(own)].append(i)
+    if engine is foreach and (alone := [i for i, *others in rows.values() if not others]):
+        _loop(rule, table.select(alone), [scalars[i] for i in alone])  # they gather nothing
+        rows = {key: indices for key, indices in rows.items() if len(indices) > 1}
+    for indices in rows.values():
+        engine(rule, table.select(indices), scalars[indices[0]])
+
+
+def loop(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
     """Run the rule on one tensor at a time, big tensors block by block."""
-    scalars = numbers(scalars)
-    call, columns = by_position(rule, table.columns, scalars)
-    for i, (size, *row) in enumerate(zip(table.sizes, *columns, strict=False)):
+    _loop(rule, table, [scalars])
+
+
+def _loop(rule: Callable[..., None], table: Table, scalars: Sequence[Scalars]) -> None:
+    call, columns = by_position(rule, table.columns, scalars[0])
+    each = repeat(numbers(scalars[0])) if len(scalars) == 1 else map(numbers, scalars)
+    for i, (size, own, *row) in enumerate(zip(table.sizes, each, *columns, strict=False)):
         if size <= CPU_BLOCK:
-            call(*row, **scalars)
+            call(*row, **own)
         else:
             for block in cut({letter: column[i] for letter, column in table.columns.items()}):
-                rule(**block, **scalars)
+                rule(**block, **own)
 
 
 def by_position(
-    rule: Callable[..., None], columns: dict[str, list[Tensor]], scalars: dict[str, Any]
+    rule: Callable[..., None], columns: dict[str, list[Tensor]], scalars: Scalars
 ) -> tuple[Callable[..., None], list[Iterable[Tensor | None]]]:
     """A rule and its tensors in the order of its arguments: Python passes them faster than by name.
 
     Tensors that there are not are None. A rule that takes tensors by keyword alone gets them so.
     """
     names = positional(getattr(rule, "__wrapped__", rule))
-    if list(columns) == names:  # as in most rules
+    if names[: len(columns)] == list(columns):  # as in most rules; what follows has defaults
         return rule, list(columns.values())
     names = names[: max(map(names.index, columns.keys() & names)) + 1]
     if columns.keys() <= set(names) and scalars.keys().isdisjoint(names):
@@ -127,7 +150,7 @@ def positional(rule: Callable[..., None]) -> list[str]:
     return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
 
-def foreach(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
+def foreach(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
     """Run the rule on many tensors at a time, gathered by device and dtype.
 
     On a CPU only small tensors are gathered, so that a batch stays in the cache of one core; and
@@ -157,14 +180,14 @@ def gathers(params: Sequence[Tensor], sizes: Sequence[int]) -> bool:
     return not (few and all(p.is_cpu for p in params))
 
 
-def whole(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
+def whole(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
     """Run the rule on one tensor at a time, as it is: subclasses may not know how to be cut."""
     scalars = numbers(scalars)
     for row in table.rows():
         rule(**row, **scalars)
 
 
-def tensorial(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
+def tensorial(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
     """Run the rule with scalars that may stay tensors: one number for all rows, or one for each.
 
     Gradients flow through it, a CUDA graph captures it and a compiler traces it, for no number is
@@ -184,7 +207,7 @@ def _of_row(value: Tensor, i: int, p: Tensor, rows: int) -> Tensor:
     return own if value.is_cpu else own.to(p.device)  # numbers of the host go along everywhere
 
 
-def functional(rule: Callable[..., None], row: Row, scalars: dict[str, Any]) -> None:
+def functional(rule: Callable[..., None], row: Row, scalars: Scalars) -> None:
     """Run the rule without writing anything, and then write the results."""
     # Derivatives need copies: a backward pass asks for what was there before.
     keep = torch.is_grad_enabled()
@@ -195,7 +218,7 @@ def functional(rule: Callable[..., None], row: Row, scalars: dict[str, Any]) -> 
             tensor.copy_(carriers[letter].tensor)
 
 
-def touched(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
+def touched(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
     """Run the rule on the entries that a sparse gradient has: gather them, scatter them back."""
     for row in table.rows():
         g = row.pop("g").coalesce()
@@ -234,7 +257,7 @@ def descending(rule: Callable[..., None], gradient: dict[str, Any]) -> Callable[
     return update_wrapper(prepared, rule, (), ())
 
 
-def numbers(scalars: dict[str, Any]) -> dict[str, Any]:
+def numbers(scalars: Scalars) -> dict[str, Any]:
     """Hyper-parameters that are tensors have done their arithmetic as such; now, their values."""
     if PLAIN.issuperset(map(type, scalars.values())):
         return scalars

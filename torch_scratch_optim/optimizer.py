@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from . import engines
 from ._checks import Checked, check, count, next_counts
-from .engines import ORDINARY, Engine, Part, Table
+from .engines import ORDINARY, Engine, Scalars, Table
 from .on_device import check_devices, count_on_device, cut_alike, is_capturing, shards
 
 Group = dict[str, Any]
@@ -225,28 +225,39 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if capturable:
             move = partial(self._by_tensors_on_device, work, gradient)
             return partial(self._finish, work.new, move, [])
-        parts: list[Part]
-        if self.counts_steps:
-            counts = checked.next_counts(work.steps) if checked else next_counts(work.steps)
-            parts = [(self.scalars(t, group), rows) for t, rows in by_value(table, counts)]
-        else:
-            firsts = by_value(table, work.first)
-            parts = [(self.scalars(None, group) | {"first": f}, rows) for f, rows in firsts]
+        scalars = self._scalars(work)
         planned = None
-        default = not engine and len(parts) == 1 and group.get("foreach") is None
+        default = not engine and len(scalars) == 1 and group.get("foreach") is None
         if fused and not engine:
             from . import _fused  # takes as long as all the rest
 
-            planned = _fused.plan(self.rule, parts, gradient, checked, work.steps)
+            planned = _fused.plan(self.rule, table, scalars, gradient, checked, work.steps)
         elif on_gpu and default and not group.get("differentiable"):
             from . import _fused
 
-            planned = _fused.plan_default(self.rule, parts[0], gradient, on_gpu, work.steps)
+            given = table, scalars[0], gradient, on_gpu, work.steps
+            planned = _fused.plan_default(self.rule, *given)
         if planned is None:
             engine = engine or _engine(group, table, checked)
             rule = engines.descending(self.rule, gradient)
-            planned = partial(_run, engine, rule, parts), work.steps
+            planned = partial(engines.run, engine, rule, table, scalars), work.steps
         return partial(self._finish, work.new, *planned)
+
+    def _scalars(self, work: Work) -> list[Scalars]:
+        """The rule's scalars for all rows, or those of each row where steps differ."""
+        values: list[Any] = work.first
+        if self.counts_steps:
+            look = work.checked.next_counts if work.checked else next_counts
+            values = look(work.steps)
+        if values.count(values[0]) == len(values):
+            values = values[:1]
+        at = {
+            value: self.scalars(value, work.group)
+            if self.counts_steps
+            else self.scalars(None, work.group) | {"first": value}
+            for value in dict.fromkeys(values)
+        }
+        return [at[value] for value in values]
 
     def _finish(self, new: dict[Tensor, Group], move: Update, steps: list[Tensor]) -> None:
         """Move, keep the new state, and count what was moved; if it fails, do neither."""
@@ -471,11 +482,6 @@ def _gradient(group: Group, inverse_scale: Any) -> dict[str, Any]:
         "gradient.maximize": bool(group.get("maximize")),
         "gradient.l2": None if decoupled else group.get("weight_decay") or None,
     }
-
-
-def _run(engine: Engine, rule: Callable[..., None], parts: list[Part]) -> None:
-    for scalars, rows in parts:
-        engine(rule, rows, scalars)
 
 
 def _engine(group: Group, table: Table, checked: Checked | None) -> Engine:
