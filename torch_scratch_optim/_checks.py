@@ -46,7 +46,10 @@ class Checked:
             and {len(kind) for kind in kinds} == {1}
             and len({device for kind in kinds for device, _ in kind}) == 1
             and not any(map(Tensor.is_neg, tensors))
-            and None not in map(in_memory_order, zip(*columns.values(), strict=True))
+            and (
+                all(map(Tensor.is_contiguous, tensors))
+                or None not in map(in_memory_order, zip(*columns.values(), strict=True))
+            )
         ):
             self.kinds = tuple([kind.pop() for kind in kinds])
         self.on_gpu = self.kinds is not None and self.kinds[0][0].type == "cuda"

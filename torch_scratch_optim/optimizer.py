@@ -322,9 +322,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
             self._refuse_shapes(group, columns)
             checked = None if compiling else check(columns, steps, tensors)
             if checked is not None:
-                present = set(map(id, self.param_groups))
-                self._checked = {k: v for k, v in self._checked.items() if k in present}
                 self._checked[id(group)] = checked
+                if len(self._checked) > len(self.param_groups):  # some groups are gone
+                    present = set(map(id, self.param_groups))
+                    self._checked = {k: v for k, v in self._checked.items() if k in present}
         return checked
 
     def _states(
