@@ -151,3 +151,132 @@ def test_a_wrong_state_dict_is_refused_in_torchs_words(case: Case) -> None:
                 optimizer.load_state_dict(wrong)
             messages.append(str(error.value))
         assert messages[0] == messages[1]
+
+
+THEIRS = [
+    torch.optim.ASGD,
+    torch.optim.Adadelta,
+    torch.optim.Adagrad,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Rprop,
+    torch.optim.SGD,
+]
+
+
+@pytest.mark.parametrize("foreign", THEIRS, ids=lambda kind: kind.__name__)
+@each_optimizer
+def test_load_state_dict_refuses_what_torch_cannot_step_with(
+    case: Case, foreign: type[Optimizer]
+) -> None:
+    source = foreign(parameters(), lr=0.25)  # type: ignore[call-arg]  # all of them take it
+    for _ in train(source, steps=range(2)):
+        pass
+    theirs = case.torchs(parameters())
+    theirs.load_state_dict(through_a_file(source))
+    try:
+        for _ in train(theirs, steps=range(1)):
+            pass
+        can_step = True
+    except KeyError:
+        can_step = False
+    ours = case.ours(parameters())
+    for _ in train(ours, steps=range(2)):
+        pass
+    before = copy.deepcopy(ours.state_dict())
+    if can_step:
+        ours.load_state_dict(through_a_file(source))
+        assert ours.param_groups[0]["lr"] == 0.25
+        for _ in train(ours, steps=range(1)):
+            pass
+    else:
+        with pytest.raises(
+            ValueError, match="^loaded state dict (is of another optimizer|has .* needs)"
+        ):
+            ours.load_state_dict(through_a_file(source))
+        assert_same_checkpoint(ours.state_dict(), before)
+
+
+def assert_same_checkpoint(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a["param_groups"] == b["param_groups"]
+    torch.testing.assert_close(a["state"], b["state"], rtol=0, atol=0)
+
+
+@each_optimizer
+def test_load_state_dict_refuses_state_of_other_shapes_by_name(case: Case) -> None:
+    def named(*shape: int) -> list[tuple[str, torch.Tensor]]:
+        fixed = torch.ones(3, requires_grad=True)
+        return [("bias", fixed), ("weight", torch.ones(shape, requires_grad=True))]
+
+    options = {"momentum": 0.5} if case.optimizer == "SGD" else {}
+    source = case.torchs(named(2, 5), **options)
+    for _ in train(source, steps=range(2)):
+        pass
+    for shape in ((5, 2), (2, 5, 1), (10,), ()):
+        ours = case.ours(named(*shape), **options)
+        before = copy.deepcopy(ours.state_dict())
+        with pytest.raises(ValueError, match=r"of the shape \[2, 5\] for parameter 'weight', whi"):
+            ours.load_state_dict(source.state_dict())
+        assert_same_checkpoint(ours.state_dict(), before)
+
+
+@pytest.mark.parametrize("absent", [False, True], ids=["is None", "is absent"])
+@pytest.mark.parametrize("name", ["AdaGrad", "RMSProp", "Adam", "AdamW"])
+def test_load_state_dict_refuses_state_in_part_by_name(name: str, absent: bool) -> None:
+    case = Case(name)
+    source = case.torchs(parameters())
+    for _ in train(source, steps=range(2)):
+        pass
+    for key in source.state_dict()["state"][1]:
+        checkpoint = copy.deepcopy(source.state_dict())
+        checkpoint["state"][1][key] = None
+        if absent:
+            del checkpoint["state"][1][key]
+        ours = case.ours(parameters())
+        before = copy.deepcopy(ours.state_dict())
+        with pytest.raises(ValueError, match=f"parameter 1 of group 0, but .* needs .*'{key}'"):
+            ours.load_state_dict(checkpoint)
+        assert_same_checkpoint(ours.state_dict(), before)
+
+
+def test_load_state_dict_points_to_the_optimizers_part_of_a_checkpoint() -> None:
+    ours = Case("Adam").ours(parameters())
+    with pytest.raises(
+        ValueError, match="has no 'state', 'param_groups', but 'model', 'optimizer'"
+    ):
+        ours.load_state_dict({"model": {}, "optimizer": ours.state_dict()})
+
+
+def test_load_state_dict_lets_a_hook_mend_a_checkpoint() -> None:
+    ours, theirs = Case("Adam").ours(parameters()), torch.optim.Adam(parameters())
+    for _ in train(theirs, steps=range(2)):
+        pass
+    good = copy.deepcopy(theirs.state_dict())
+    bad = copy.deepcopy(good)
+    del bad["state"][1]["exp_avg"]
+
+    def mend(_: Optimizer, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        return checkpoint | {"state": good["state"]}
+
+    ours.register_load_state_dict_pre_hook(mend)
+    for _ in range(2):
+        ours.load_state_dict(bad)
+        assert_same_checkpoint(ours.state_dict(), good)
+    assert len(ours._optimizer_load_state_dict_pre_hooks) == 1
+
+
+def test_load_state_dict_leaves_lazy_parameters_to_their_first_forward() -> None:
+    lazy = torch.nn.LazyLinear(2)
+    ours = Case("Adam").ours(lazy.parameters())
+    trained = torch.nn.Linear(3, 2)
+    theirs = torch.optim.Adam(trained.parameters())
+    trained(torch.ones(1, 3)).sum().backward()
+    theirs.step()
+    ours.load_state_dict(theirs.state_dict())
+    lazy(torch.ones(1, 3)).sum().backward()
+    ours.step()
+    assert ours.state[lazy.weight]["step"] == 2

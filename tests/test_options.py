@@ -255,3 +255,134 @@ def test_adagrads_accumulators_can_be_shared_between_processes() -> None:
     ours = scratch.ScratchAdaGrad(parameters())
     ours.share_memory()
     assert all(ours.state[p]["sum"].is_shared() for p in leaves(ours))
+
+
+NOT_NUMBERS = {
+    "1e-3": "is the string '1e-3': write it without quotes, in YAML with a decimal point",
+    None: "is None",
+    1j: "is 1j",
+}
+
+
+@pytest.mark.parametrize("in_group", [False, True], ids=["constructor", "group"])
+@pytest.mark.parametrize("value", NOT_NUMBERS, ids=str)
+@each_optimizer
+def test_options_that_are_no_numbers_are_refused_by_name(
+    case: Case, value: Any, in_group: bool
+) -> None:
+    ours, _, _ = PAIRS[case.optimizer]
+    numbers = [
+        name
+        for name, default in case.ours(parameters()).defaults.items()
+        if isinstance(default, (int, float)) and not isinstance(default, bool)
+    ]
+    assert {"lr", "weight_decay"} <= set(numbers)
+    for name in numbers:
+        groups = [{"params": parameters(), **({name: value} if in_group else {})}]
+        with pytest.raises(TypeError, match=f"^{name} must be a number .* {NOT_NUMBERS[value]}"):
+            ours(groups, **({} if in_group else {name: value}))
+
+
+@pytest.mark.parametrize("in_group", [False, True], ids=["constructor", "group"])
+@each_optimizer
+def test_flags_that_are_strings_are_refused_by_name(case: Case, in_group: bool) -> None:
+    ours, _, _ = PAIRS[case.optimizer]
+    flags = [
+        name
+        for name, default in case.ours(parameters()).defaults.items()
+        if (default is None or isinstance(default, bool)) and name != "decoupled_weight_decay"
+    ]
+    assert {"maximize", "foreach"} <= set(flags)
+    for name in flags:
+        wrong: dict[str, Any] = {name: "False"}
+        groups = [{"params": parameters(), **(wrong if in_group else {})}]
+        with pytest.raises(TypeError, match=f"{name} must be True or False, but is the string 'Fa"):
+            ours(groups, **({} if in_group else wrong))
+
+
+@pytest.mark.parametrize("betas", [0.9, None, (0.9,), (0.9, 0.99, 0.999), ("0.9", 0.999)], ids=str)
+@pytest.mark.parametrize("in_group", [False, True], ids=["constructor", "group"])
+def test_betas_that_are_not_two_numbers_are_refused(betas: Any, in_group: bool) -> None:
+    groups = [{"params": parameters(), **({"betas": betas} if in_group else {})}]
+    with pytest.raises(TypeError, match=r"^betas(\[0\])? must be (two numbers|a number)"):
+        scratch.ScratchAdam(groups, **({} if in_group else {"betas": betas}))
+
+
+BAD_GROUPS = [
+    ("SGD", {"lr": -1.0}, "Invalid learning rate: -1.0"),
+    ("SGD", {"nesterov": True}, "Nesterov momentum requires a momentum and zero dampening"),
+    ("Momentum", {"momentum": -0.5}, "Invalid momentum value: -0.5"),
+    ("AdaGrad", {"lr_decay": -0.5}, "Invalid lr_decay value: -0.5"),
+    ("RMSProp", {"alpha": -0.5}, "Invalid alpha value: -0.5"),
+    ("Adam", {"betas": (0.5, 1.0)}, "Invalid beta parameter at index 1: 1.0"),
+    ("Adam", {"lr": float("nan")}, "Invalid learning rate: nan"),
+    ("AdamW", {"eps": -1e-8}, "Invalid epsilon value: -1e-08"),
+    ("AdamW", {"weight_decay": -0.5}, "Invalid weight_decay value: -0.5"),
+    ("AdamW", {"lr": torch.ones(2)}, "Tensor lr must be 1-element"),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "options", "words"), BAD_GROUPS, ids=str)
+def test_add_param_group_checks_options_as_the_constructor_does(
+    optimizer: str, options: dict[str, Any], words: str
+) -> None:
+    case = Case(optimizer)
+    with pytest.raises(ValueError, match=words):
+        case.ours(parameters(), **options)
+    with pytest.raises(ValueError, match=words):
+        case.ours([{"params": parameters(), **options}])
+    ours = case.ours(parameters())
+    with pytest.raises(ValueError, match=words):
+        ours.add_param_group({"params": parameters(), **options})
+    assert len(ours.param_groups) == 1
+
+
+MISSPELT = {
+    "learning_rate": "lr",
+    "lrr": "lr",
+    "weight_decy": "weight_decay",
+    "wd": "weight_decay",
+    "epsilon": "eps",
+    "beta": "betas",
+    "for_each": "foreach",
+    "ams_grad": "amsgrad",
+}
+OF_THEIR_OWN = [
+    "name",
+    "initial_lr",
+    "max_lr",
+    "lr_scale",
+    "layer_decay",
+    "weight_decay_scale",
+    "x",
+]
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_add_param_group_warns_of_a_misspelt_option(name: str) -> None:
+    optimizer = scratch.ScratchAdam(parameters())
+    with pytest.warns(UserWarning, match=f"{name!r}.*did you mean '{MISSPELT[name]}'") as warned:
+        optimizer.add_param_group({"params": parameters(), name: 0.25})
+    assert [warning.filename for warning in warned] == [__file__]
+    assert optimizer.param_groups[1][name] == 0.25  # as with torch
+
+
+@pytest.mark.parametrize("name", OF_THEIR_OWN)
+def test_add_param_group_takes_names_of_others_without_a_word(name: str) -> None:
+    optimizer = scratch.ScratchAdam([{"params": parameters(), name: 0.25}])  # warnings are errors
+    assert optimizer.param_groups[0][name] == 0.25
+
+
+@each_optimizer
+def test_param_groups_get_torchs_values_for_options_that_a_checkpoint_lacks(case: Case) -> None:
+    groups = []
+    for optimizer in (case.ours(parameters()), case.torchs(parameters(), foreach=None)):
+        checkpoint = optimizer.state_dict()
+        added = scratch.ScratchOptimizer.added_options | PAIRS[case.optimizer][0].added_options
+        checkpoint["param_groups"] = [
+            {name: value for name, value in group.items() if name not in added}
+            for group in checkpoint["param_groups"]
+        ]
+        optimizer.load_state_dict(checkpoint)
+        groups.append({k: v for k, v in optimizer.param_groups[0].items() if k != "params"})
+    assert list(groups[0].items()) == list(groups[1].items())  # in the same order

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -10,7 +10,7 @@ from torch.optim.optimizer import ParamsT
 from . import engines
 from .carriers import Carrier
 from .engines import Engine
-from .optimizer import Group, ScratchOptimizer, check_options
+from .optimizer import Group, ScratchOptimizer, check_numbers
 
 
 def adagrad(
@@ -68,6 +68,9 @@ class ScratchAdaGrad(ScratchOptimizer):
     """
 
     rule = staticmethod(adagrad)
+    added_options: ClassVar[Group] = {
+        "foreach": None, "maximize": False, "differentiable": False, "fused": None
+    }  # fmt: skip
 
     def __init__(
         self, params: ParamsT, lr: float | Tensor = 1e-2, lr_decay: float = 0,
@@ -75,10 +78,6 @@ class ScratchAdaGrad(ScratchOptimizer):
         foreach: bool | None = None, *, maximize: bool = False, differentiable: bool = False,
         fused: bool | None = None, capturable: bool = False,
     ) -> None:  # fmt: skip
-        check_options(
-            lr=lr, lr_decay=lr_decay, weight_decay=weight_decay,
-            initial_accumulator_value=initial_accumulator_value, eps=eps,
-        )  # fmt: skip
         defaults = {
             "lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay,
             "initial_accumulator_value": initial_accumulator_value, "foreach": foreach,
@@ -90,6 +89,11 @@ class ScratchAdaGrad(ScratchOptimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 self.state[p] = self.new_state(p, group)
+
+    def check_options(self, options: Group) -> None:
+        check_numbers(
+            options, "lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"
+        )  # fmt: skip
 
     def columns(self, group: Group) -> dict[str, str]:
         return {"s": "sum"}

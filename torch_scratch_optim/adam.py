@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .carriers import Carrier
 from .engines import Engine
-from .optimizer import Group, ScratchOptimizer, check_options
+from .optimizer import Group, ScratchOptimizer, check_numbers, is_at_least_zero
 
 
 def adam(
@@ -84,6 +84,10 @@ class ScratchAdam(ScratchOptimizer):
     """
 
     rule = staticmethod(adam)
+    added_options: ClassVar[Group] = {
+        "amsgrad": False, "maximize": False, "foreach": None, "capturable": False,
+        "differentiable": False, "decoupled_weight_decay": False, "fused": None,
+    }  # fmt: skip
 
     def __init__(
         self, params: ParamsT, lr: float | Tensor = 1e-3,
@@ -92,26 +96,27 @@ class ScratchAdam(ScratchOptimizer):
         maximize: bool = False, capturable: bool = False, differentiable: bool = False,
         fused: bool | None = None, decoupled_weight_decay: bool = False,
     ) -> None:  # fmt: skip
-        one_by_one = capturable or not foreach
-        beta1, beta2 = betas[0], betas[1]
-        _check_tensor("lr", lr, one_by_one)
-        check_options(lr=lr, eps=eps)
-        for i, beta in enumerate((beta1, beta2)):
-            if not 0.0 <= beta < 1.0:
-                raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
-        check_options(weight_decay=weight_decay)
-        if not any(isinstance(beta1, kind) and isinstance(beta2, kind) for kind in (float, Tensor)):
-            raise ValueError("betas must be either both floats or both Tensors")
-        for i, beta in enumerate((beta1, beta2)):
-            _check_tensor(f"betas[{i}]", beta, one_by_one)
         defaults = {
-            "lr": lr,
-            "betas": tuple(b.squeeze() if isinstance(b, Tensor) else b for b in (beta1, beta2)),
-            "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad, "maximize": maximize,
-            "foreach": foreach, "capturable": capturable, "differentiable": differentiable,
-            "fused": fused, "decoupled_weight_decay": decoupled_weight_decay,
+            "lr": lr, "betas": _pair(betas), "eps": eps, "weight_decay": weight_decay,
+            "amsgrad": amsgrad, "maximize": maximize, "foreach": foreach, "capturable": capturable,
+            "differentiable": differentiable, "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
         }  # fmt: skip
         super().__init__(params, defaults)
+
+    def check_options(self, options: Group) -> None:
+        lr, betas = options["lr"], _pair(options["betas"])
+        one_by_one = options.get("capturable") or not options.get("foreach")
+        _check_tensor("lr", lr, one_by_one)
+        check_numbers(options, "lr", "eps")
+        for i, beta in enumerate(betas):
+            if not (is_at_least_zero(f"betas[{i}]", beta) and beta < 1.0):
+                raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+        check_numbers(options, "weight_decay")
+        if not any(all(isinstance(beta, kind) for beta in betas) for kind in (float, Tensor)):
+            raise ValueError("betas must be either both floats or both Tensors")
+        for i, beta in enumerate(betas):
+            _check_tensor(f"betas[{i}]", beta, one_by_one)
 
     def columns(self, group: Group) -> dict[str, str]:
         columns = {"m": "exp_avg", "v": "exp_avg_sq"}
@@ -170,6 +175,16 @@ class ScratchAdamW(ScratchAdam):
         # Whatever Adam's checkpoint was loaded, this class stays AdamW.
         for group in self.param_groups:
             group["decoupled_weight_decay"] = True
+
+
+def _pair(betas: Any) -> tuple[Any, Any]:
+    """β₁ and β₂; tensors of one element without dimensions, as torch keeps them."""
+    try:
+        beta1, beta2 = betas
+    except (TypeError, ValueError) as problem:
+        raise TypeError(f"betas must be two numbers, but is {betas!r}") from problem
+    squeezed = [b.squeeze() if isinstance(b, Tensor) else b for b in (beta1, beta2)]
+    return squeezed[0], squeezed[1]
 
 
 def _check_tensor(name: str, value: float | Tensor, one_by_one: bool) -> None:

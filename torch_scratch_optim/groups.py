@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .optimizer import Group, check_options
+from .optimizer import Group, check_numbers
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -39,7 +39,7 @@ def decay_groups(
     Raises:
         ValueError: a negative weight decay.
     """
-    check_options(weight_decay=weight_decay)
+    check_numbers({"weight_decay": weight_decay}, "weight_decay")
     kinds = NORMS if embeddings else NORMS + EMBEDDINGS
     modules = [module for module in model.modules() if isinstance(module, kinds)]
     exempt = {p for module in modules for p in module.parameters(recurse=False)}

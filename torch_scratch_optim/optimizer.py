@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import SequenceMatcher
 from functools import partial
 from itertools import compress, zip_longest
 from typing import Any, ClassVar, NamedTuple, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
+from torch.nn.parameter import is_lazy
+from torch.optim.optimizer import ParamsT, StateDict
 
 from . import engines
 from ._checks import Checked, check, count, next_counts
@@ -20,19 +23,8 @@ from .on_device import check_devices, count_on_device, cut_alike, is_capturing, 
 Group = dict[str, Any]
 Update = Callable[[], None]
 
-# What torch assumes for an option that an old checkpoint does not know.
-_BEFORE_IT_WAS_AN_OPTION: Group = {
-    "momentum": 0,
-    "nesterov": False,
-    "centered": False,
-    "amsgrad": False,
-    "decoupled_weight_decay": False,
-    "maximize": False,
-    "foreach": None,
-    "capturable": False,
-    "differentiable": False,
-    "fused": None,
-}
+FLAGS = ("nesterov", "centered", "amsgrad", "maximize", "foreach", "capturable", "differentiable",
+         "fused")  # fmt: skip
 
 
 class Work(NamedTuple):
@@ -89,11 +81,22 @@ class ScratchOptimizer(torch.optim.Optimizer):
     counts_steps: ClassVar[bool] = True
     #: Whether a complex parameter is updated as pairs of real numbers. A linear rule need not.
     splits_complex: ClassVar[bool] = True
+    #: What torch assumes for options that a checkpoint of an older version does not have.
+    added_options: ClassVar[Group] = {
+        "maximize": False, "foreach": None, "differentiable": False, "fused": None
+    }  # fmt: skip
 
     def __init__(self, params: ParamsT, defaults: Group) -> None:
-        _refuse_contradictions(defaults)
+        self._check_all_options(defaults)
         self._checked: dict[int, Checked] = {}
         super().__init__(params, defaults)
+
+    def check_options(self, options: Group) -> None:
+        """Refuse options that are out of their range, those of the constructor or of a group.
+
+        Raises:
+            TypeError, ValueError: an option is no number, or out of its range.
+        """
 
     def columns(self, group: Group) -> dict[str, str]:
         """The state that a group keeps: ``{letter in the rule: name in a checkpoint}``."""
@@ -404,17 +407,28 @@ class ScratchOptimizer(torch.optim.Optimizer):
         self.__dict__["_step_supports_amp_scaling"] = value
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear all gradients, as :meth:`torch.optim.Optimizer.zero_grad` does."""
+        """Clear all gradients, as ``torch.optim.Optimizer.zero_grad`` does."""
         _undecorated(torch.optim.Optimizer.zero_grad)(self, set_to_none)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters, with options of its own if it has any.
 
         Raises:
-            RuntimeError: in torch's words, for options that contradict each other.
+            TypeError, ValueError, RuntimeError: as by the constructor.
+
+        Warns:
+            UserWarning: a name is none of the options but looks like one of them. It stays in the
+                group, as with torch.
         """
         if isinstance(param_group, dict):
-            _refuse_contradictions(param_group)
+            self._check_all_options(self.defaults | param_group)
+            for name in param_group:
+                if name not in self.defaults and (meant := _meant(str(name), self.defaults)):
+                    warnings.warn(
+                        f"{type(self).__name__} has no option {name!r}, which a parameter group "
+                        f"sets; did you mean {meant!r}?",
+                        stacklevel=2,
+                    )
         _undecorated(torch.optim.Optimizer.add_param_group)(self, param_group)
         added = self.param_groups[-1]
         if added.get("fused") and not added.get("capturable"):
@@ -426,6 +440,76 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 self.param_groups.pop()
                 raise
 
+    def _check_all_options(self, options: Group) -> None:
+        for name in FLAGS:
+            if isinstance(options.get(name), str):
+                raise TypeError(
+                    f"{name} must be True or False, but is the string {options[name]!r}"
+                )
+        self.check_options(options)
+        _refuse_contradictions(options)
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Load what ``state_dict()`` gave, of this optimizer or of torch's.
+
+        torch finds out at the next step, by a KeyError or worse, that a checkpoint belongs to
+        another optimizer or to parameters of other shapes. This method refuses it at once.
+
+        Args:
+            state_dict: the checkpoint.
+
+        Raises:
+            ValueError: options or state that a step needs are missing, or state has another shape
+                than its parameter. Nothing has been replaced.
+        """
+
+        def check(_: torch.optim.Optimizer, state_dict: StateDict) -> None:
+            self._refuse_foreign(state_dict)
+
+        # As a hook, so that those of the user, which may mend a checkpoint, come before.
+        hook = self.register_load_state_dict_pre_hook(check)
+        try:
+            _undecorated(torch.optim.Optimizer.load_state_dict)(self, state_dict)
+        finally:
+            hook.remove()
+
+    def _refuse_foreign(self, loaded: StateDict) -> None:
+        """Refuse a checkpoint with which the next step would fail."""
+        if absent := [part for part in ("state", "param_groups") if part not in loaded]:
+            raise ValueError(
+                f"loaded state dict has no {_listed(absent)}, but {_listed(loaded)}: if it is a "
+                "whole checkpoint, load the optimizer's part of it"
+            )
+        groups, saved = self.param_groups, loaded["param_groups"]
+        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in saved]:
+            return  # torch has words for that
+        for number, (group, own) in enumerate(zip(groups, saved, strict=True)):
+            options = self.added_options | own
+            try:
+                columns = self.columns(options)
+                self.scalars(1.0 if self.counts_steps else None, options)
+            except KeyError as absent_option:
+                raise ValueError(
+                    f"loaded state dict is of another optimizer: group {number} has no option "
+                    f"{absent_option}, which {type(self).__name__} needs, but "
+                    + _listed(name for name in own if name != "params")
+                ) from None
+            needed = [*columns.values(), *["step"] * self.counts_steps]
+            for p, index in zip(group["params"], own["params"], strict=True):
+                state = loaded["state"].get(index) or {}
+                if state and self.counts_steps and None in map(state.get, needed):
+                    raise ValueError(
+                        f"loaded state dict has {_listed(state)} for {self._name_of(p, group)}, "
+                        f"but {type(self).__name__} needs {_listed(needed)}"
+                    )
+                for name in columns.values():
+                    t = state.get(name)
+                    if isinstance(t, Tensor) and not is_lazy(p) and t.shape != p.shape:
+                        raise ValueError(
+                            f"loaded state dict has {name!r} of the shape {list(t.shape)} for "
+                            f"{self._name_of(p, group)}, which has the shape {list(p.shape)}"
+                        )
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Both unpickling and load_state_dict come through here; refuse before anything is replaced.
         for group in state.get("param_groups", ()):
@@ -433,14 +517,35 @@ class ScratchOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._checked = {}
         for group in self.param_groups:
-            for option in self.defaults.keys() & _BEFORE_IT_WAS_AN_OPTION.keys():
-                group.setdefault(option, _BEFORE_IT_WAS_AN_OPTION[option])
+            for option, value in self.added_options.items():
+                if option in self.defaults:
+                    group.setdefault(option, value)
             for p in group["params"]:
                 step = self.state[p].get("step") if p in self.state else None
                 if isinstance(step, Tensor):  # torch moves those of fused groups to the device
                     self.state[p]["step"] = step.to(_step_device(p, group))
                 elif step is not None:
                     self.state[p]["step"] = _step_count(float(step), p, group)
+
+
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(map(repr, names)) or "nothing"
+
+
+def _meant(name: str, options: Iterable[str]) -> str | None:
+    """The option that a name looks like: misspelt, shortened, or spelt out (`learning_rate`)."""
+
+    def initials(words: str) -> str:
+        return "".join(word[:1] for word in words.split("_"))
+
+    def looks_alike(option: str) -> bool:
+        if f"_{option}_" in f"_{name}_":  # `lr_scale` is a name of its own
+            return False
+        shortened = option == initials(name) or ("_" in option and name == initials(option))
+        longer = name.startswith(option) and "_" not in name
+        return shortened or longer or SequenceMatcher(None, option, name).ratio() >= 0.75
+
+    return next(filter(looks_alike, options), None)
 
 
 def _undecorated(method: Callable[..., None]) -> Callable[..., None]:
@@ -453,18 +558,36 @@ def _undecorated(method: Callable[..., None]) -> Callable[..., None]:
     return getattr(method, "__wrapped__", method)
 
 
-def check_options(**options: float | Tensor) -> None:
-    """Refuse, in torch's words, hyper-parameters that may not be negative and are.
+def check_numbers(options: Group, *names: str) -> None:
+    """Refuse, in torch's words, options that are not numbers ≥ 0.
 
     Raises:
+        TypeError: something else than a number.
         ValueError: a negative or NaN value, or a tensor `lr` of more than one element.
     """
     in_words = {"lr": "learning rate", "eps": "epsilon value"}
-    for name, value in options.items():
+    for name in names:
+        value = options[name]
         if name == "lr" and isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
-        if not value >= 0.0:
+        if not is_at_least_zero(name, value):
             raise ValueError(f"Invalid {in_words.get(name, f'{name} value')}: {value}")
+
+
+def is_at_least_zero(name: str, value: Any) -> bool:
+    """Whether an option is a number ≥ 0.
+
+    Raises:
+        TypeError: it is no number.
+    """
+    try:
+        return bool(value >= 0.0)
+    except TypeError as problem:
+        raise TypeError(
+            f"{name} must be a number or a tensor of one element, but is "
+            + (f"the string {value!r}: write it without quotes, in YAML with a decimal point "
+               "(1.0e-3)" if isinstance(value, str) else repr(value))
+        ) from problem  # fmt: skip
 
 
 def _refuse_contradictions(options: Group) -> None:

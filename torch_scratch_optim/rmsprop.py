@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .carriers import Carrier
 from .engines import Engine
-from .optimizer import Group, ScratchOptimizer, check_options
+from .optimizer import Group, ScratchOptimizer, check_numbers
 
 
 def rmsprop(
@@ -83,6 +83,10 @@ class ScratchRMSProp(ScratchOptimizer):
     """
 
     rule = staticmethod(rmsprop)
+    added_options: ClassVar[Group] = {
+        "momentum": 0, "centered": False, "foreach": None, "maximize": False,
+        "differentiable": False, "capturable": False,
+    }  # fmt: skip
 
     def __init__(
         self, params: ParamsT, lr: float | Tensor = 1e-2, alpha: float = 0.99, eps: float = 1e-8,
@@ -90,7 +94,6 @@ class ScratchRMSProp(ScratchOptimizer):
         capturable: bool = False, foreach: bool | None = None, maximize: bool = False,
         differentiable: bool = False, *, fused: bool | None = None,
     ) -> None:  # fmt: skip
-        check_options(lr=lr, eps=eps, momentum=momentum, weight_decay=weight_decay, alpha=alpha)
         defaults = {
             "lr": lr, "momentum": momentum, "alpha": alpha, "eps": eps, "centered": centered,
             "weight_decay": weight_decay, "capturable": capturable, "foreach": foreach,
@@ -99,6 +102,9 @@ class ScratchRMSProp(ScratchOptimizer):
         if fused is not None:  # torch has no such option here
             defaults["fused"] = fused
         super().__init__(params, defaults)
+
+    def check_options(self, options: Group) -> None:
+        check_numbers(options, "lr", "eps", "momentum", "weight_decay", "alpha")
 
     def columns(self, group: Group) -> dict[str, str]:
         columns = {"v": "square_avg"}

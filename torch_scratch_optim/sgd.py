@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 from . import engines
 from .carriers import Carrier
 from .engines import Engine
-from .optimizer import Group, ScratchOptimizer, check_options
+from .optimizer import Group, ScratchOptimizer, check_numbers, is_at_least_zero
 
 
 def sgd(
@@ -80,6 +80,10 @@ class ScratchSGD(ScratchOptimizer):
     rule = staticmethod(sgd)
     counts_steps = False
     splits_complex = False
+    added_options: ClassVar[Group] = {
+        "nesterov": False, "maximize": False, "foreach": None, "differentiable": False,
+        "fused": False,
+    }  # fmt: skip
 
     def __init__(
         self, params: ParamsT, lr: float | Tensor = 1e-3, momentum: float = 0,
@@ -87,9 +91,6 @@ class ScratchSGD(ScratchOptimizer):
         maximize: bool = False, foreach: bool | None = None, differentiable: bool = False,
         fused: bool | None = None, capturable: bool = False,
     ) -> None:  # fmt: skip
-        check_options(lr=lr, momentum=momentum, weight_decay=weight_decay)
-        if nesterov and (momentum <= 0 or dampening != 0):
-            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
         defaults = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
             "nesterov": nesterov, "maximize": maximize, "foreach": foreach,
@@ -98,6 +99,13 @@ class ScratchSGD(ScratchOptimizer):
         if capturable:  # torch has no such option here
             defaults["capturable"] = True
         super().__init__(params, defaults)
+
+    def check_options(self, options: Group) -> None:
+        check_numbers(options, "lr", "momentum", "weight_decay")
+        is_at_least_zero("dampening", options["dampening"])  # it may be negative, but no string
+        dampened = options["dampening"] != 0
+        if options["nesterov"] and (options["momentum"] <= 0 or dampened):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
 
     def columns(self, group: Group) -> dict[str, str]:
         return {"b": "momentum_buffer"} if group["momentum"] != 0 else {}
