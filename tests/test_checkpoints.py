@@ -195,7 +195,7 @@ def test_load_state_dict_refuses_what_torch_cannot_step_with(
             pass
     else:
         with pytest.raises(
-            ValueError, match="^loaded state dict (is of another optimizer|has .* needs)"
+            ValueError, match=r"^loaded state dict (is of another optimizer|has .* needs)"
         ):
             ours.load_state_dict(through_a_file(source))
         assert_same_checkpoint(ours.state_dict(), before)

@@ -10,12 +10,17 @@ from array import array
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ._options import Group
 from .engines import KIND, ORDINARY, Kind, gathers, in_memory_order
+
+if TYPE_CHECKING:
+    from .optimizer import ScratchOptimizer
 
 HOST = {(torch.device("cpu"), torch.float32)}  # where torch keeps step counts
 
@@ -79,6 +84,37 @@ class Checked:
             if t == t:
                 return [t] * len(steps)
         return next_counts(steps)
+
+
+def check_shapes(
+    optimizer: ScratchOptimizer, group: Group, columns: dict[str, list[Tensor]]
+) -> None:
+    """Refuse tensors of another shape than their parameter, in torch's words and by name.
+
+    Raises:
+        RuntimeError: there is one.
+    """
+    for letter, column in columns.items():
+        for p, t in zip(columns["p"], column, strict=True):
+            if p.shape != t.shape:
+                sizes = list(zip_longest(reversed(p.shape), reversed(t.shape), fillvalue=1))
+                at = next((i for i, (a, b) in enumerate(sizes) if a != b), len(sizes) - 1)
+                what = "gradient" if letter == "g" else optimizer.columns(group)[letter]
+                raise RuntimeError(
+                    f"The size of tensor a ({sizes[at][0]}) must match the size of tensor b "
+                    f"({sizes[at][1]}) at non-singleton dimension {len(sizes) - 1 - at}: "
+                    f"{name_of(optimizer, p, group)} has the shape {list(p.shape)}, "
+                    f"its {what} {list(t.shape)}"
+                )
+
+
+def name_of(optimizer: ScratchOptimizer, p: Tensor, group: Group) -> str:
+    """A parameter's name, or where it stands."""
+    index = next(i for i, q in enumerate(group["params"]) if q is p)
+    if "param_names" in group:
+        return f"parameter {group['param_names'][index]!r}"
+    number = next(i for i, g in enumerate(optimizer.param_groups) if g is group)
+    return f"parameter {index} of group {number}"
 
 
 def check(

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import engines
+from ._options import Group, check_numbers
 from .carriers import Carrier
 from .engines import Engine
-from .optimizer import Group, ScratchOptimizer, check_numbers
+from .optimizer import ScratchOptimizer
 
 
 def adagrad(

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from ._options import Group, check_numbers, is_at_least_zero
 from .carriers import Carrier
 from .engines import Engine
-from .optimizer import Group, ScratchOptimizer, check_numbers, is_at_least_zero
+from .optimizer import ScratchOptimizer
 
 
 def adam(

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from difflib import SequenceMatcher
+from collections.abc import Callable
 from functools import partial
-from itertools import compress, zip_longest
+from itertools import compress
 from typing import Any, ClassVar, NamedTuple, overload
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT, StateDict
 
 from . import engines
-from ._checks import Checked, check, count, next_counts
+from ._checkpoints import check_state_dict
+from ._checks import Checked, check, check_shapes, count, next_counts
+from ._options import Group, check_contradictions, check_flags, meant_by
 from .engines import ORDINARY, Engine, Scalars, Table
 from .on_device import check_devices, count_on_device, cut_alike, is_capturing, shards
 
-Group = dict[str, Any]
 Update = Callable[[], None]
-
-FLAGS = ("nesterov", "centered", "amsgrad", "maximize", "foreach", "capturable", "differentiable",
-         "fused")  # fmt: skip
 
 
 class Work(NamedTuple):
@@ -87,7 +83,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
     }  # fmt: skip
 
     def __init__(self, params: ParamsT, defaults: Group) -> None:
-        self._check_all_options(defaults)
+        self._check_options(defaults)
         self._checked: dict[int, Checked] = {}
         super().__init__(params, defaults)
 
@@ -322,7 +318,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         compiling = torch.compiler.is_compiling()
         checked: Checked | None = None if compiling else self._checked.get(id(group))
         if checked is None or not checked.holds(columns, tensors):
-            self._refuse_shapes(group, columns)
+            check_shapes(self, group, columns)
             checked = None if compiling else check(columns, steps, tensors)
             if checked is not None:
                 self._checked[id(group)] = checked
@@ -372,28 +368,6 @@ class ScratchOptimizer(torch.optim.Optimizer):
             columns = {letter: list(map(_as_real, column)) for letter, column in columns.items()}
         return table if columns is table.columns else Table(columns)
 
-    def _refuse_shapes(self, group: Group, columns: dict[str, list[Tensor]]) -> None:
-        """Refuse tensors of another shape than their parameter, in torch's words and by name."""
-        for letter, column in columns.items():
-            for p, t in zip(columns["p"], column, strict=True):
-                if p.shape != t.shape:
-                    sizes = list(zip_longest(reversed(p.shape), reversed(t.shape), fillvalue=1))
-                    at = next((i for i, (a, b) in enumerate(sizes) if a != b), len(sizes) - 1)
-                    what = "gradient" if letter == "g" else self.columns(group)[letter]
-                    raise RuntimeError(
-                        f"The size of tensor a ({sizes[at][0]}) must match the size of tensor b "
-                        f"({sizes[at][1]}) at non-singleton dimension {len(sizes) - 1 - at}: "
-                        f"{self._name_of(p, group)} has the shape {list(p.shape)}, its {what} "
-                        f"{list(t.shape)}"
-                    )
-
-    def _name_of(self, p: Tensor, group: Group) -> str:
-        index = next(i for i, q in enumerate(group["params"]) if q is p)
-        if "param_names" in group:
-            return f"parameter {group['param_names'][index]!r}"
-        number = next(i for i, g in enumerate(self.param_groups) if g is group)
-        return f"parameter {index} of group {number}"
-
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Tells GradScaler to leave the gradients to :meth:`step`, `found_inf` and `grad_scale`."""
@@ -421,9 +395,9 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 group, as with torch.
         """
         if isinstance(param_group, dict):
-            self._check_all_options(self.defaults | param_group)
+            self._check_options(self.defaults | param_group)
             for name in param_group:
-                if name not in self.defaults and (meant := _meant(str(name), self.defaults)):
+                if name not in self.defaults and (meant := meant_by(str(name), self.defaults)):
                     warnings.warn(
                         f"{type(self).__name__} has no option {name!r}, which a parameter group "
                         f"sets; did you mean {meant!r}?",
@@ -440,14 +414,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
                 self.param_groups.pop()
                 raise
 
-    def _check_all_options(self, options: Group) -> None:
-        for name in FLAGS:
-            if isinstance(options.get(name), str):
-                raise TypeError(
-                    f"{name} must be True or False, but is the string {options[name]!r}"
-                )
+    def _check_options(self, options: Group) -> None:
+        check_flags(options)
         self.check_options(options)
-        _refuse_contradictions(options)
+        check_contradictions(options)
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Load what ``state_dict()`` gave, of this optimizer or of torch's.
@@ -464,7 +434,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         """
 
         def check(_: torch.optim.Optimizer, state_dict: StateDict) -> None:
-            self._refuse_foreign(state_dict)
+            check_state_dict(self, state_dict)
 
         # As a hook, so that those of the user, which may mend a checkpoint, come before.
         hook = self.register_load_state_dict_pre_hook(check)
@@ -473,47 +443,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
         finally:
             hook.remove()
 
-    def _refuse_foreign(self, loaded: StateDict) -> None:
-        """Refuse a checkpoint with which the next step would fail."""
-        if absent := [part for part in ("state", "param_groups") if part not in loaded]:
-            raise ValueError(
-                f"loaded state dict has no {_listed(absent)}, but {_listed(loaded)}: if it is a "
-                "whole checkpoint, load the optimizer's part of it"
-            )
-        groups, saved = self.param_groups, loaded["param_groups"]
-        if [len(g["params"]) for g in groups] != [len(g["params"]) for g in saved]:
-            return  # torch has words for that
-        for number, (group, own) in enumerate(zip(groups, saved, strict=True)):
-            options = self.added_options | own
-            try:
-                columns = self.columns(options)
-                self.scalars(1.0 if self.counts_steps else None, options)
-            except KeyError as absent_option:
-                raise ValueError(
-                    f"loaded state dict is of another optimizer: group {number} has no option "
-                    f"{absent_option}, which {type(self).__name__} needs, but "
-                    + _listed(name for name in own if name != "params")
-                ) from None
-            needed = [*columns.values(), *["step"] * self.counts_steps]
-            for p, index in zip(group["params"], own["params"], strict=True):
-                state = loaded["state"].get(index) or {}
-                if state and self.counts_steps and None in map(state.get, needed):
-                    raise ValueError(
-                        f"loaded state dict has {_listed(state)} for {self._name_of(p, group)}, "
-                        f"but {type(self).__name__} needs {_listed(needed)}"
-                    )
-                for name in columns.values():
-                    t = state.get(name)
-                    if isinstance(t, Tensor) and not is_lazy(p) and t.shape != p.shape:
-                        raise ValueError(
-                            f"loaded state dict has {name!r} of the shape {list(t.shape)} for "
-                            f"{self._name_of(p, group)}, which has the shape {list(p.shape)}"
-                        )
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Both unpickling and load_state_dict come through here; refuse before anything is replaced.
         for group in state.get("param_groups", ()):
-            _refuse_contradictions(group)
+            check_contradictions(group)
         super().__setstate__(state)
         self._checked = {}
         for group in self.param_groups:
@@ -528,26 +461,6 @@ class ScratchOptimizer(torch.optim.Optimizer):
                     self.state[p]["step"] = _step_count(float(step), p, group)
 
 
-def _listed(names: Iterable[Any]) -> str:
-    return ", ".join(map(repr, names)) or "nothing"
-
-
-def _meant(name: str, options: Iterable[str]) -> str | None:
-    """The option that a name looks like: misspelt, shortened, or spelt out (`learning_rate`)."""
-
-    def initials(words: str) -> str:
-        return "".join(word[:1] for word in words.split("_"))
-
-    def looks_alike(option: str) -> bool:
-        if f"_{option}_" in f"_{name}_":  # `lr_scale` is a name of its own
-            return False
-        shortened = option == initials(name) or ("_" in option and name == initials(option))
-        longer = name.startswith(option) and "_" not in name
-        return shortened or longer or SequenceMatcher(None, option, name).ratio() >= 0.75
-
-    return next(filter(looks_alike, options), None)
-
-
 def _undecorated(method: Callable[..., None]) -> Callable[..., None]:
     """A method of torch's without what hides it from torch's compiler, unless that is tracing.
 
@@ -556,46 +469,6 @@ def _undecorated(method: Callable[..., None]) -> Callable[..., None]:
     if torch.compiler.is_compiling():
         return method
     return getattr(method, "__wrapped__", method)
-
-
-def check_numbers(options: Group, *names: str) -> None:
-    """Refuse, in torch's words, options that are not numbers ≥ 0.
-
-    Raises:
-        TypeError: something else than a number.
-        ValueError: a negative or NaN value, or a tensor `lr` of more than one element.
-    """
-    in_words = {"lr": "learning rate", "eps": "epsilon value"}
-    for name in names:
-        value = options[name]
-        if name == "lr" and isinstance(value, Tensor) and value.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
-        if not is_at_least_zero(name, value):
-            raise ValueError(f"Invalid {in_words.get(name, f'{name} value')}: {value}")
-
-
-def is_at_least_zero(name: str, value: Any) -> bool:
-    """Whether an option is a number ≥ 0.
-
-    Raises:
-        TypeError: it is no number.
-    """
-    try:
-        return bool(value >= 0.0)
-    except TypeError as problem:
-        raise TypeError(
-            f"{name} must be a number or a tensor of one element, but is "
-            + (f"the string {value!r}: write it without quotes, in YAML with a decimal point "
-               "(1.0e-3)" if isinstance(value, str) else repr(value))
-        ) from problem  # fmt: skip
-
-
-def _refuse_contradictions(options: Group) -> None:
-    """Refuse, in torch's words, options that contradict each other."""
-    if options.get("fused") and options.get("differentiable"):
-        raise RuntimeError("`fused` does not support `differentiable`")
-    if options.get("fused") and options.get("foreach"):
-        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
 
 
 def _gradient(group: Group, inverse_scale: Any) -> dict[str, Any]:

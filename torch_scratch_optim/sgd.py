@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import engines
+from ._options import Group, check_numbers, is_at_least_zero
 from .carriers import Carrier
 from .engines import Engine
-from .optimizer import Group, ScratchOptimizer, check_numbers, is_at_least_zero
+from .optimizer import ScratchOptimizer
 
 
 def sgd(
