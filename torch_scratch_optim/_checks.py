@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ._options import Group
-from .engines import KIND, ORDINARY, Kind, gathers, in_memory_order
+from .engines import KIND, ORDINARY, Kind, are_mixed, gathers, in_memory_order
 
 if TYPE_CHECKING:
     from .optimizer import ScratchOptimizer
@@ -34,6 +34,7 @@ class Checked:
             are of one kind, dense and laid out alike; else None.
         on_gpu: whether those kinds are of a CUDA device.
         steps: the device and dtype of the step counts.
+        mixed: whether a row's tensors differ in dtype.
         gathers: whether foreach has anything to gather.
         kernels: those that have moved them, by all that they were made for.
         peek: how a kernel tells the next step.
@@ -59,6 +60,7 @@ class Checked:
             self.kinds = tuple([kind.pop() for kind in kinds])
         self.on_gpu = self.kinds is not None and self.kinds[0][0].type == "cuda"
         self.steps: set[Kind] = set(map(KIND, steps))
+        self.mixed = are_mixed(columns.values())
         self.gathers = gathers(columns["p"], self.sizes)
         self.kernels: dict[Any, Any] = {}
         self.peek: Callable[[array[int]], float] | None = None

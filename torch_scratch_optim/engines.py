@@ -180,6 +180,19 @@ def gathers(params: Sequence[Tensor], sizes: Sequence[int]) -> bool:
     return not (few and all(p.is_cpu for p in params))
 
 
+def mixed(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
+    """Run the rule on rows whose tensors differ in dtype, which a list of one tensor allows."""
+    scalars = numbers(scalars)
+    for block in chain.from_iterable(map(cut, table.rows())):
+        rule(**{letter: TensorList([tensor]) for letter, tensor in block.items()}, **scalars)
+
+
+def are_mixed(columns: Iterable[Sequence[Tensor]]) -> bool:
+    """Whether the tensors of a row differ in dtype."""
+    first, *others = [list(map(attrgetter("dtype"), column)) for column in columns]
+    return any(dtypes != first for dtypes in others)
+
+
 def whole(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
     """Run the rule on one tensor at a time, as it is: subclasses may not know how to be cut."""
     scalars = numbers(scalars)

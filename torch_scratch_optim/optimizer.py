@@ -487,11 +487,16 @@ def _engine(group: Group, table: Table, checked: Checked | None) -> Engine:
         return engines.tensorial
     foreach = group.get("foreach")
     if checked is not None:
-        return engines.foreach if foreach is not False and checked.gathers else engines.loop
-    types = {type(t) for column in table.columns.values() for t in column}
-    if foreach is None:
-        foreach = types <= ORDINARY
-    return engines.foreach if foreach else engines.loop if types <= ORDINARY else engines.whole
+        ordinary, mixed = True, checked.mixed
+    else:
+        columns = table.columns.values()
+        ordinary = ORDINARY.issuperset(type(t) for column in columns for t in column)
+        mixed = ordinary and engines.are_mixed(columns)
+    if mixed:
+        return engines.mixed
+    if foreach is False or not (foreach or ordinary) or (checked and not checked.gathers):
+        return engines.loop if ordinary else engines.whole
+    return engines.foreach
 
 
 def by_value(table: Table, values: list[Any]) -> list[tuple[Any, Table]]:
