@@ -1,21 +1,22 @@
-"""What every command needs: its parser, checks before the start, progress bars, its end."""
+"""What every command has: its parser, how it begins, is interrupted and ends, progress bars."""
 
 from __future__ import annotations
 
 import argparse
-import signal
-import tempfile
+import os
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks.data import Digits, load_digits
+from benchmarks import claims, signals
+from benchmarks.data import DataError, Digits, find_data_dir, load_digits
 
 RUNS = Path("runs")
 
@@ -24,14 +25,116 @@ class CannotRun(Exception):
     """What was asked for is impossible; the text says why in one line."""
 
 
-class Terminated(KeyboardInterrupt):
-    """The program was asked to end by a signal; it leaves in the same way as with Ctrl-C."""
-
-
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, without the usage before it."""
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the options)\n")
+        self.exit(2, f"{self.prog}: error: {in_a_line(message)} (--help lists the options)\n")
+
+
+class Job:
+    """One run of a command, at work.
+
+    Attributes:
+        console: where everything is said.
+        kept: what is said after an interruption: what there is so far, and how to go on.
+        claims: of folders; they end with the job.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.kept = "nothing was begun"
+        self.claims = ExitStack()
+
+    def claim(self, out: Path, what: str = "job") -> None:
+        """Make the folder of results and keep other commands away from it until this one ends.
+
+        Raises:
+            CannotRun: another one is at work there, or it cannot be written.
+        """
+        try:
+            existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+            if not existing.is_dir():
+                raise CannotRun(f"--out {out} cannot be written: {existing} is not a directory")
+            self.claims.enter_context(claims.claimed(out))
+        except claims.Taken:
+            raise CannotRun(
+                f"another command is at work on the {what} in --out {out}; wait for it, or choose "
+                "another directory"
+            ) from None
+        except (OSError, ValueError) as problem:
+            raise CannotRun(f"--out {out} cannot be written: {reason(problem)}") from problem
+
+
+def conduct(parser: Parser, work: Callable[[Job], int], console: Console | None = None) -> int:
+    """Do the work of a command, and end as every command ends: the one place that decides it.
+
+    Returns the exit status: what `work` returns, 1 if it could not go on, 130 or 143 after Ctrl-C
+    or SIGTERM. What cannot be done as it was asked for is said by the parser, status 2.
+    """
+    job = Job(console or Console())
+    with _quiet_threads(), signals.as_exceptions():
+        try:
+            with job.claims:
+                return work(job)
+        except (CannotRun, DataError) as problem:
+            parser.error(str(problem))
+        except KeyboardInterrupt as interruption:
+            signals.ignore()  # the last words take no time
+            _last_words(job, "Interrupted")
+            return signals.exit_status(interruption)
+        except (OSError, MemoryError) as problem:
+            _last_words(job, f"Cannot go on: {in_a_line(str(problem))}")
+            return 1
+        except Exception:
+            _last_words(job, "Stopped by an error")
+            raise
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Let a command's `main` be the program that this process is."""
+    try:
+        status = main()
+    finally:
+        signals.ignore()  # what comes now ends by itself
+        try:
+            sys.stdout.flush()
+        except OSError:  # a full disk, or nobody listens: Python would complain at its exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
+
+
+def _last_words(job: Job, what: str) -> None:
+    try:
+        say(job.console, f"{what}; {job.kept}")
+    except OSError:  # standard output is what fails
+        with suppress(OSError):
+            print(f"{what}; {job.kept}", file=sys.stderr)
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """TensorBoard's thread hands its errors to the main thread, and prints them as well."""
+    before = threading.excepthook
+
+    def hook(problem: threading.ExceptHookArgs) -> None:
+        if not issubclass(problem.exc_type, OSError):
+            before(problem)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def reason(problem: OSError | ValueError) -> str:
+    """Why, without the name of the file, which the caller says better."""
+    return getattr(problem, "strerror", None) or str(problem)
+
+
+def in_a_line(text: str) -> str:
+    """Without line breaks and what moves a terminal's cursor: names and files can hold anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
 class Names(argparse.Action):
@@ -71,28 +174,6 @@ def whole_number(least: int) -> Callable[[str], int]:
     return parse
 
 
-def check_writable(out: Path) -> None:
-    """Try before anything costs time; nothing stays behind."""
-    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise CannotRun(f"--out {out} cannot be written: {existing} is not a directory")
-    try:
-        with tempfile.TemporaryDirectory(dir=existing):
-            pass
-    except OSError as reason:
-        problem = f"{existing}: {reason.strerror}"
-        raise CannotRun(f"--out {out} cannot be written: {problem}") from reason
-
-
-@contextmanager
-def writing_to(out: Path) -> Iterator[None]:
-    """The first file in `out` is written here: what goes wrong is the fault of --out."""
-    try:
-        yield
-    except OSError as problem:
-        raise CannotRun(f"--out {out} cannot be written: {problem.strerror}") from problem
-
-
 def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise CannotRun("--device cuda: torch finds no CUDA device here; choose cpu or auto")
@@ -102,8 +183,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def say(console: Console, text: str) -> None:
+    # What a terminal or a pipe cannot show, such as a name that is no text, is shown by its number.
+    shown = text.encode(console.encoding, "backslashreplace").decode(console.encoding)
     # Without wrapping, so that commands and paths can be copied.
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(shown, markup=False, highlight=False, soft_wrap=True)
 
 
 def bars(console: Console) -> Progress:
@@ -124,13 +207,14 @@ def bars(console: Console) -> Progress:
 
 def load_shown(
     kind: str,
-    data_dir: Path,
+    data_dir: Path | None,
     device: torch.device,
     train_size: int,
     test_size: int,
     console: Console,
 ) -> Digits:
-    """Load digits and show how it goes."""
+    """Load digits from a directory that the user named, or else the usual one; show how it goes."""
+    data_dir, named = find_data_dir(data_dir)
     with bars(console) as shown:
         drawing = shown.add_task("drawing digits", visible=False)
         return load_digits(
@@ -139,27 +223,9 @@ def load_shown(
             device,
             train_size,
             test_size,
+            named=named,
             announce=lambda text: say(shown.console, text),
             on_drawn=lambda done, total: shown.update(
                 drawing, completed=done, total=total, visible=True
             ),
         )
-
-
-@contextmanager
-def termination_raises() -> Iterator[None]:
-    """Let SIGTERM take the same way out as Ctrl-C."""
-
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def exit_status(interruption: KeyboardInterrupt) -> int:
-    number = signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT
-    return 128 + number

@@ -13,20 +13,19 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 # torchvision comes without type hints.
 from torchvision.datasets import MNIST  # type: ignore[import-untyped]
-from torchvision.datasets.mnist import (  # type: ignore[import-untyped]
-    read_image_file,
-    read_label_file,
-)
 
 from benchmarks.drawn import drawn_digits
 
@@ -44,6 +43,9 @@ FILES = {  # MD5 of the decompressed files
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+HEADERS = {"images": 16, "labels": 8}  # bytes before the first pixel or label
+MOST_BYTES = HEADERS["images"] + TRAIN_SIZE * 28 * 28  # of the largest file, decompressed
+LAYOUTS = ("MNIST/raw", "raw", ".")  # where a directory has the files: as torchvision, or nearer
 
 Announce = Callable[[str], None]
 OnDrawn = Callable[[int, int], None]  # images drawn so far, images wanted
@@ -65,8 +67,10 @@ class Digits:
     test_labels: Tensor
 
 
-def default_data_dir() -> Path:
-    return Path(os.environ.get(DATA_DIR_VARIABLE) or "data")
+def find_data_dir(given: Path | None) -> tuple[Path, bool]:
+    """The directory of the data, and whether the user named it: by an option or the environment."""
+    named = given or os.environ.get(DATA_DIR_VARIABLE)
+    return Path(named or "data"), bool(named)
 
 
 def load_digits(
@@ -75,15 +79,25 @@ def load_digits(
     device: torch.device,
     train_size: int = TRAIN_SIZE,
     test_size: int = TEST_SIZE,
+    *,
+    named: bool = False,
     announce: Announce = print,
     on_drawn: OnDrawn | None = None,
 ) -> Digits:
-    """Load digits of a kind: "mnist", "drawn", or "auto" (MNIST if it can be had, else drawn)."""
-    folder = None if kind == "drawn" else _mnist_folder(kind, data_dir, announce)
-    if folder is None:
+    """Load digits of a kind: "mnist", "drawn", or "auto" (MNIST if it can be had, else drawn).
+
+    Args:
+        named: the user named `data_dir`. What is not there is then neither downloaded nor replaced
+            by drawn digits, unless those are asked for.
+
+    Raises:
+        DataError: the data cannot be had, or are not MNIST's.
+    """
+    name, arrays = MNIST_NAME, None
+    if kind != "drawn":
+        arrays = _mnist(kind, data_dir, train_size, test_size, named, announce)
+    if arrays is None:
         name, arrays = DRAWN_NAME, _draw(train_size, test_size, on_drawn)
-    else:
-        name, arrays = MNIST_NAME, _read_mnist(folder, train_size, test_size)
     images, labels, test_images, test_labels = arrays
     return Digits(
         name=name,
@@ -98,20 +112,6 @@ def _as_floats(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device).flatten(1).float().div_(255).sub_(MEAN).div_(DEVIATION)
 
 
-def _mnist_folder(kind: str, data_dir: Path, announce: Announce) -> Path | None:
-    """The folder with the verified files; None if there are none and the kind is "auto"."""
-    try:
-        return _find_or_download(data_dir, announce)
-    except _CannotDownload as problem:
-        if kind == "mnist":
-            raise DataError(
-                f"no MNIST: {problem}; put its four files into {data_dir / 'MNIST' / 'raw'}, "
-                "or choose --dataset drawn"
-            ) from problem
-        announce(f"No MNIST: {problem}. Going on with {DRAWN_NAME}.")
-        return None
-
-
 def _draw(train_size: int, test_size: int, on_drawn: OnDrawn | None) -> Arrays:
     def report(already: int) -> Callable[[int], None] | None:
         if on_drawn is None:
@@ -123,62 +123,104 @@ def _draw(train_size: int, test_size: int, on_drawn: OnDrawn | None) -> Arrays:
     return *train, *test
 
 
-def _read_mnist(folder: Path, train_size: int, test_size: int) -> Arrays:
-    for wanted, available in ((train_size, TRAIN_SIZE), (test_size, TEST_SIZE)):
-        if wanted > available:
+def _mnist(
+    kind: str, data_dir: Path, train_size: int, test_size: int, named: bool, announce: Announce
+) -> Arrays | None:
+    """MNIST, downloaded if it may be; None if it cannot be had and the kind is "auto"."""
+    folder = _find(data_dir)
+    if folder is None and named:
+        wanted = data_dir / LAYOUTS[0] / next(iter(FILES))
+        raise DataError(
+            f"no MNIST in {data_dir}: there is no {wanted}, with or without .gz, nor any other of "
+            "its files there or right in that directory; name the directory that has MNIST/raw, or "
+            f"none (no --data-dir, no {DATA_DIR_VARIABLE}) to have it downloaded, or choose "
+            "--dataset drawn"
+        )
+    if folder is None:
+        folder = data_dir / LAYOUTS[0]
+        try:
+            _download(folder, announce)
+        except _CannotDownload as problem:
+            if kind == "mnist":
+                raise DataError(
+                    f"no MNIST: {problem}; put its four files into {folder}, or choose --dataset "
+                    "drawn"
+                ) from problem
+            announce(f"No MNIST: {problem}. Going on with {DRAWN_NAME}.")
+            return None
+    sizes = (train_size, test_size)
+    for size, available in zip(sizes, (TRAIN_SIZE, TEST_SIZE), strict=True):
+        if size > available:
             raise DataError(
-                f"{wanted:,} images were asked for, of which MNIST has {available:,}; "
+                f"{size:,} images were asked for, of which MNIST has {available:,}; "
                 "only the drawn digits (--dataset drawn) come in any number"
             )
-    # torchvision's MNIST class would prefer unverified files of an older layout, if there are
-    # any; so the verified files are handed to its readers directly.
-    train_images, train_labels, test_images, test_labels = (
-        reader(str(folder / name))
-        for name, reader in zip(FILES, (read_image_file, read_label_file) * 2, strict=True)
-    )
+    images, labels, test_images, test_labels = (_read(folder, name) for name in FILES)
     return (
-        train_images[:train_size],
-        train_labels[:train_size],
-        test_images[:test_size],
-        test_labels[:test_size],
+        images.view(-1, 28, 28)[:train_size],
+        labels[:train_size].long(),
+        test_images.view(-1, 28, 28)[:test_size],
+        test_labels[:test_size].long(),
     )
 
 
-def _find_or_download(data_dir: Path, announce: Announce) -> Path:
-    """The folder with MNIST's four verified files."""
-    folder = data_dir / "MNIST" / "raw"
-    if data_dir.exists() and not data_dir.is_dir():
-        raise DataError(f"{data_dir} is not a directory")
-    present = [name for name in FILES if (folder / name).exists()]
-    if not present:
-        _download(folder, announce)
-    elif missing := [name for name in FILES if name not in present]:
-        raise DataError(
-            f"{folder / missing[0]} is missing, though others of MNIST's four files are there; "
-            f"put it there, or remove {folder} to have all of them downloaded again"
-        )
-    _verify(folder)
-    return folder
+def _find(data_dir: Path) -> Path | None:
+    """The folder with MNIST's four files; None if none of them is anywhere."""
+    with _reading(data_dir):
+        if data_dir.exists() and not data_dir.is_dir():
+            raise DataError(f"{data_dir} is not a directory")
+        for folder in (data_dir / layout for layout in LAYOUTS):
+            missing = [name for name in FILES if not _lies_there(folder, name)]
+            if not missing:
+                return folder
+            if len(missing) < len(FILES):
+                raise DataError(
+                    f"{folder / missing[0]} is missing, though others of MNIST's four files are "
+                    f"there; put it there, or remove {folder} to have all of them downloaded again"
+                )
+    return None
 
 
-def _verify(folder: Path) -> None:
-    for name, expected in FILES.items():
-        path = folder / name
+def _lies_there(folder: Path, name: str) -> bool:
+    return any(os.path.lexists(folder / f"{name}{ending}") for ending in ("", ".gz"))
+
+
+def _read(folder: Path, name: str) -> Tensor:
+    """What follows a file's header, if its MD5 is right; a file that is too big is not read."""
+    path = folder / name
+    with _reading(path):
+        if not os.path.lexists(path):
+            path = folder / f"{name}.gz"
+        size = path.stat().st_size
+        if not path.is_file() or size > MOST_BYTES:
+            raise DataError(f"{path} ({size:,} bytes) is not MNIST's {name}; replace it")
+        opener: Any = gzip.open if path.suffix == ".gz" else open
         try:
-            with path.open("rb") as file:
-                found = _md5(file.read())
-                size = file.tell()
-        except OSError as problem:
-            raise DataError(f"cannot read {path}: {problem.strerror}") from problem
-        if found != expected:
+            with opener(path, "rb") as file:
+                content = bytearray(file.read(MOST_BYTES + 1))
+        except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
             raise DataError(
-                f"{path} ({size:,} bytes) is corrupt or truncated: its MD5 is {found} and should "
-                f"be {expected}; replace it, or remove {folder} to have it downloaded again"
-            )
+                f"{path} is corrupt or truncated ({problem}); replace it, or remove {folder} to "
+                "have it downloaded again"
+            ) from problem
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != FILES[name]:
+        raise DataError(
+            f"{path} ({size:,} bytes) is corrupt or truncated: the MD5 of its content is {found} "
+            f"and should be {FILES[name]}; replace it, or remove {folder} to have it downloaded "
+            "again"
+        )
+    header = next(size for part, size in HEADERS.items() if part in name)
+    return torch.frombuffer(content, dtype=torch.uint8, offset=header)
 
 
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as problem:  # ValueError: a name that cannot be one
+        why = getattr(problem, "strerror", None) or problem
+        raise DataError(f"cannot read {path}: {why}") from problem
 
 
 class _CannotDownload(Exception):
@@ -197,12 +239,11 @@ def _download(folder: Path, announce: Announce) -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         arriving = Path(temporary) / "MNIST" / "raw"
         arriving.mkdir(parents=True)
-        _offer_archives(folder, arriving)
 
         def work() -> None:
             try:
                 MNIST(temporary, download=True)
-            except (OSError, RuntimeError, HTTPException, EOFError) as problem:
+            except (OSError, RuntimeError, HTTPException, EOFError, zlib.error) as problem:
                 problems.append(problem)
 
         thread = threading.Thread(target=work, daemon=True, name="MNIST download")
@@ -212,22 +253,9 @@ def _download(folder: Path, announce: Announce) -> None:
             lines = str(problems[0]).splitlines()  # one for each mirror, the last one's at the end
             reason = lines[-1] if lines else type(problems[0]).__name__
             raise _CannotDownload(f"the download failed ({reason})") from problems[0]
-        _verify(arriving)
+        for name in FILES:
+            _read(arriving, name)
         _put_in_place(arriving, folder)
-
-
-def _offer_archives(folder: Path, arriving: Path) -> None:
-    """Compressed originals that lie there already need not be downloaded."""
-    for name in FILES:
-        archive = folder / f"{name}.gz"
-        if archive.exists():
-            try:
-                content = gzip.decompress(archive.read_bytes())
-            except (OSError, EOFError) as problem:
-                raise DataError(f"{archive} is corrupt or truncated: {problem}") from problem
-            if _md5(content) != FILES[name]:
-                raise DataError(f"{archive} does not hold MNIST's {name}; remove or replace it")
-            (arriving / name).write_bytes(content)
 
 
 def _wait_while_growing(thread: threading.Thread, arriving: Path) -> None:
@@ -254,5 +282,5 @@ def _put_in_place(arriving: Path, folder: Path) -> None:
     except OSError as problem:
         raise DataError(
             f"MNIST was downloaded but cannot be kept in {folder}: {problem.strerror}; "
-            f"choose another --data-dir or set {DATA_DIR_VARIABLE}"
+            "make room there, or work in another directory"
         ) from problem

@@ -6,10 +6,7 @@ python -m benchmarks.equivalence --help
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,17 +17,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.atlas import DTYPES, FAILED, PROMISED, REFERENCE, Row, compare_case, implementations
-from benchmarks.command import (
-    CannotRun,
-    Parser,
-    bars,
-    check_writable,
-    exit_status,
-    say,
-    termination_raises,
-    whole_number,
-    writing_to,
-)
+from benchmarks.command import Job, Parser, bars, conduct, run, say, whole_number
 from benchmarks.entrants import ENGINES
 from benchmarks.equivalence_report import (
     EXPLANATION,
@@ -44,6 +31,7 @@ from benchmarks.optimizers import CONTENDERS
 from benchmarks.option_cases import OPTION_CASES, Options
 from benchmarks.options import add_names, add_out, add_seed, check_new, default_out
 from benchmarks.record import machine, versions, write_atomically, write_json
+from benchmarks.workers import workers
 
 PROGRAM = "python -m benchmarks.equivalence"
 RESULT = "equivalence.json"
@@ -110,25 +98,21 @@ def build_parser() -> Parser:
 def main(arguments: Sequence[str] | None = None, processes: int | None = None) -> int:
     parser = build_parser()
     given = parser.parse_args(arguments)
-    console = Console()
-    out = given.out or default_out()
-    try:
-        check_writable(out)
-        check_new(out)
-        recorded = _begin(given)
-        with writing_to(out):
-            write_json(out / RESULT, recorded)
-    except CannotRun as problem:
-        parser.error(str(problem))
+    return conduct(parser, partial(_work, given, processes or os.cpu_count() or 1))
+
+
+def _work(given: argparse.Namespace, processes: int, job: Job) -> int:
+    out, console = given.out or default_out(), job.console
+    job.claim(out)
+    check_new(out)
+    recorded = _begin(given)
+    write_json(out / RESULT, recorded)
+    job.kept = f"what was compared is in {out}"
     say(console, f"Results go to {out}")
     try:
-        with termination_raises():
-            _compare_all(recorded, _cases(given), out, console, processes or os.cpu_count() or 1)
-    except KeyboardInterrupt as interruption:
+        _compare_all(recorded, _cases(given), out, console, processes)
+    finally:
         _write(recorded, out)
-        say(console, f"Interrupted; what was compared is in {out}")
-        return exit_status(interruption)
-    _write(recorded, out)
     console.print(terminal_table(recorded))
     console.print(EXPLANATION, style="dim", markup=False, highlight=False)
     say(console, verdict(recorded))
@@ -172,9 +156,9 @@ def _compare_all(
     settings, rows = recorded["settings"], recorded["rows"]
     compare = partial(_compare, **{name: settings[name] for name in ("engines", "steps", "seed")})
     dtypes = len(settings["dtypes"])
-    with bars(console) as shown, _workers(processes) as run:
+    with bars(console) as shown, _processes(processes) as each:
         everything = shown.add_task("all", total=len(cases))
-        for place, row in enumerate(run(compare, cases), start=1):
+        for place, row in enumerate(each(compare, cases), start=1):
             rows.append(row)
             shown.advance(everything)
             if place % dtypes == 0:
@@ -185,22 +169,22 @@ def _compare_all(
 
 
 @contextmanager
-def _workers(processes: int) -> Iterator[Map]:
+def _processes(count: int) -> Iterator[Map]:
     """A `map` over several processes of one thread each: the tensors are too small for more."""
-    if processes == 1:
+    if count == 1:
         yield map
-    else:  # at the end, also an early one, the processes are ended
-        with multiprocessing.get_context("spawn").Pool(processes, _begin_work) as pool:
-            yield pool.imap
+    else:
+        with workers(count, torch.set_num_threads, 1) as some:
+
+            def each(work: Callable[[Case], Row], cases: list[Case]) -> Iterator[Row]:
+                futures = [some.submit(work, case) for case in cases]
+                return (future.result() for future in futures)
+
+            yield each
 
 
 def _compare(case: Case, **settings: Any) -> Row:
     return compare_case(*case, **settings)
-
-
-def _begin_work() -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the first process's affair
 
 
 def _breaks_a_promise(row: Row) -> bool:
@@ -216,4 +200,4 @@ def _write(recorded: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

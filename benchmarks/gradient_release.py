@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.command import CannotRun, Parser, check_writable, exit_status, say, whole_number
+from benchmarks.command import Job, Parser, conduct, run, say, whole_number
 from benchmarks.memory import peak_extra_bytes
 from benchmarks.optimizers import CONTENDERS
 from benchmarks.options import add_names, add_out, add_seed, check_new, default_out
 from benchmarks.record import machine, versions, write_json
+from benchmarks.workers import workers
 
 PROGRAM = "python -m benchmarks.gradient_release"
 RESULT = "gradient_release.json"
@@ -122,14 +119,14 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
-    given = parser.parse_args(arguments)
-    console = Console()
+    return conduct(parser, partial(_measure_all, parser.parse_args(arguments)))
+
+
+def _measure_all(given: argparse.Namespace, job: Job) -> int:
     out = given.out or default_out()
-    try:
-        check_writable(out)
-        check_new(out)
-    except CannotRun as problem:
-        parser.error(str(problem))
+    job.claim(out)
+    check_new(out)
+    job.kept = f"what was measured is in {out}"
     model = {"width": given.width, "layers": given.layers, "seed": given.seed}
     recorded: dict[str, Any] = {
         "settings": model | {"batch": BATCH, "steps": STEPS, "dtype": "float32"},
@@ -138,33 +135,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "versions": versions(),
         "runs": [],
     }
-    try:
-        for optimizer in given.optimizers or ("momentum", "adamw"):
-            pair = [_apart(optimizer=optimizer, released=r, **model) for r in (False, True)]
-            recorded["runs"] += pair
-            write_json(out / RESULT, recorded)
-            say(console, in_words(*pair))
-            if pair[0]["digest"] != pair[1]["digest"]:
-                say(console, "The parameters differ: gradient release went wrong")
-                return 1
-    except KeyboardInterrupt as interruption:
-        say(console, f"Interrupted; what was measured is in {out}")
-        return exit_status(interruption)
-    say(console, f"Recorded in {out / RESULT}")
+    for optimizer in given.optimizers or ("momentum", "adamw"):
+        pair = [_apart(optimizer=optimizer, released=r, **model) for r in (False, True)]
+        recorded["runs"] += pair
+        write_json(out / RESULT, recorded)
+        say(job.console, in_words(*pair))
+        if pair[0]["digest"] != pair[1]["digest"]:
+            say(job.console, "The parameters differ: gradient release went wrong")
+            return 1
+    say(job.console, f"Recorded in {out / RESULT}")
     return 0
 
 
 def _apart(**settings: Any) -> dict[str, Any]:
     """Measure in a process of its own, whose memory holds nothing of another run."""
-    program = (
-        "import json, sys; from benchmarks.gradient_release import measure; "
-        "print(json.dumps(measure(**json.loads(sys.argv[1]))))"
-    )
-    command = [sys.executable, "-c", program, json.dumps(settings)]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=root)
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    with workers(1, torch.get_num_threads) as one:
+        return one.submit(partial(measure, **settings)).result()
 
 
 def in_words(usual: dict[str, Any], released: dict[str, Any]) -> str:
@@ -179,4 +165,4 @@ def _mib(size: int | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -5,9 +5,9 @@ python -m benchmarks.mnist --help
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +18,26 @@ from benchmarks import processes
 from benchmarks.command import (
     RUNS,
     CannotRun,
-    Parser,
+    Job,
     bars,
-    check_writable,
-    exit_status,
+    conduct,
     load_shown,
     pick_device,
+    run,
     say,
-    termination_raises,
-    writing_to,
 )
-from benchmarks.data import DRAWN_NAME, DataError, Digits, default_data_dir
+from benchmarks.data import DRAWN_NAME, Digits, find_data_dir
 from benchmarks.mnist_options import DEFAULTS, PROGRAM, build_parser
 from benchmarks.optimizers import CONTENDERS
 from benchmarks.options import check_new, default_out
-from benchmarks.record import machine, read_json, versions, write_json
+from benchmarks.record import machine, versions, write_json
 from benchmarks.report import (
     EXPLANATION,
     SETTINGS_FILE,
     Pair,
     describe_twin,
     is_finished,
+    read_job,
     terminal_tables,
     write_report,
 )
@@ -51,80 +50,64 @@ SHOWN_EVERY = 20  # steps between two updates of the progress bars
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     given = vars(parser.parse_args(arguments))
-    with processes.together():
-        return _lead(parser, given) if processes.rank() == 0 else _follow()
+    if processes.rank() == 0:
+        return conduct(parser, partial(_lead, given))
+    return conduct(parser, _follow, Console(quiet=True))
 
 
-def _follow() -> int:
+def _follow(job: Job) -> int:
     """Train along with the first process, which reports; what this one would report is dropped."""
-    with termination_raises(), tempfile.TemporaryDirectory() as dropped:
-        job, missing = processes.told_by_the_first()
-        digits = _load(job, pick_device(job["settings"]["device"]), Console(quiet=True))
+    with processes.together(), tempfile.TemporaryDirectory() as dropped:
+        content, missing = processes.told_by_the_first()
+        digits = _load(content, pick_device(content["settings"]["device"]), job.console)
         for plan in missing:
             train_pair(plan, digits, Path(dropped))
     return 0
 
 
-def _lead(parser: Parser, given: dict[str, Any]) -> int:
-    console = Console()
-    try:
-        out, job = _resumed_job(given) if given.pop("resume") else _new_job(given)
-        if (batch := job["settings"]["batch_size"]) % processes.count():
+def _lead(given: dict[str, Any], job: Job) -> int:
+    with processes.together():
+        resume = given.pop("resume")
+        out = given.pop("out", None) or (_newest_job() if resume else default_out())
+        job.claim(out)
+        content = _resumed_job(out, given) if resume else _new_job(out, given)
+        if (batch := content["settings"]["batch_size"]) % processes.count():
             raise CannotRun(
                 f"--batch-size {batch} cannot be shared out evenly to {processes.count()} processes"
             )
-        check_writable(out)
-        device = pick_device(job["settings"]["device"])
-        job["settings"]["device"] = device.type
-        with termination_raises():
-            digits = _load(job, device, console)
-            _begin(out, job, digits, device, console)
-    except (CannotRun, DataError) as problem:
-        parser.error(str(problem))
-    except KeyboardInterrupt as interruption:
-        say(console, "Interrupted before anything was trained.")
-        return exit_status(interruption)
-    try:
-        with termination_raises():
-            pairs = _train_all(out, job, digits, console)
-    except KeyboardInterrupt as interruption:
-        say(console, f"Interrupted; {_how_to_resume(out)}")
-        return exit_status(interruption)
-    except OSError as problem:
-        say(console, f"Cannot go on: {problem}; {_how_to_resume(out)}")
-        return 1
-    except BaseException:
-        say(console, f"Stopped by an error; {_how_to_resume(out)}")
-        raise
-    _conclude(out, job, pairs, console)
+        device = pick_device(content["settings"]["device"])
+        content["settings"]["device"] = device.type
+        digits = _load(content, device, job.console)
+        _begin(out, content, digits, device, job.console)
+        job.kept = f"finished runs are kept. Go on with:\n\n    {PROGRAM} --resume --out {out}\n"
+        pairs = _train_all(out, content, digits, job.console)
+        _conclude(out, content, pairs, job.console)
     return 0
 
 
-def _new_job(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    out = Path(given.pop("out", None) or default_out())
+def _new_job(out: Path, given: dict[str, Any]) -> dict[str, Any]:
     check_new(out, "; with --resume it goes on" if (out / SETTINGS_FILE).exists() else "")
-    data_dir = given.pop("data_dir", default_data_dir())
+    data_dir, named = find_data_dir(given.pop("data_dir", None))
     settings = DEFAULTS | given
     rates = {name: CONTENDERS[name].lr for name in settings["optimizers"]}
     if strangers := [name for name in settings["lr"] if name not in rates]:
         raise CannotRun(f"--lr names {strangers[0]}, which is not among the optimizers to be run")
     settings["lr"] = rates | settings["lr"]
-    return out, {"settings": settings, "data_dir": str(data_dir)}
+    return {"settings": settings, "data_dir": str(data_dir) if named else None}
 
 
-def _resumed_job(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    out = given.pop("out", None)
-    if out is None:
-        jobs = sorted(RUNS.glob(f"*/{SETTINGS_FILE}"), key=lambda path: path.stat().st_mtime)
-        if not jobs:
-            raise CannotRun(f"there is no job to resume in {RUNS}; name one with --out DIR")
-        out = jobs[-1].parent
+def _newest_job() -> Path:
+    jobs = sorted(RUNS.glob(f"*/{SETTINGS_FILE}"), key=lambda path: path.stat().st_mtime)
+    if not jobs:
+        raise CannotRun(f"there is no job to resume in {RUNS}; name one with --out DIR")
+    return jobs[-1].parent
+
+
+def _resumed_job(out: Path, given: dict[str, Any]) -> dict[str, Any]:
     try:
-        job = read_json(out / SETTINGS_FILE)
+        job = read_job(out)
     except FileNotFoundError as problem:
         raise CannotRun(f"there is no job to resume in {out}: no {SETTINGS_FILE}") from problem
-    except (OSError, ValueError) as problem:
-        raise CannotRun(f"cannot read {out / SETTINGS_FILE}: {problem}") from problem
     if "data_dir" in given:
         job["data_dir"] = str(given.pop("data_dir"))
     for name, value in given.items():
@@ -137,13 +120,14 @@ def _resumed_job(given: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
                 f"{option} differs from the job in {out}, which has {stored}; "
                 "leave it out to resume, or begin a new job"
             )
-    return out, job
+    return job
 
 
 def _load(job: dict[str, Any], device: torch.device, console: Console) -> Digits:
     settings = job["settings"]
     sizes = settings["train_size"], settings["test_size"]
-    return load_shown(settings["dataset"], Path(job["data_dir"]), device, *sizes, console)
+    data_dir = None if job["data_dir"] is None else Path(job["data_dir"])
+    return load_shown(settings["dataset"], data_dir, device, *sizes, console)
 
 
 def _begin(
@@ -154,8 +138,7 @@ def _begin(
         job.update(dataset=digits.name, **now)
         # What "auto" came to is kept: a resumed job must not go on with other data.
         job["settings"]["dataset"] = "drawn" if digits.name == DRAWN_NAME else "mnist"
-        with writing_to(out):
-            write_json(out / SETTINGS_FILE, job)
+        write_json(out / SETTINGS_FILE, job)
     elif any(job[key] != value for key, value in now.items()):
         say(console, "Note: this job began with other versions or on another machine.")
     train, test = len(digits.train_labels), len(digits.test_labels)
@@ -245,9 +228,5 @@ def _conclude(out: Path, job: dict[str, Any], pairs: list[Pair], console: Consol
     say(console, f"Next, look at the runs:\n\n    tensorboard --logdir {logs}\n")
 
 
-def _how_to_resume(out: Path) -> str:
-    return f"finished runs are kept. Go on with:\n\n    {PROGRAM} --resume --out {out}\n"
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

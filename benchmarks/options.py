@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmarks.claims import LOCK
 from benchmarks.command import RUNS, CannotRun, Names, name_among, whole_number
 from benchmarks.data import DATA_DIR_VARIABLE, KINDS
 
@@ -59,12 +60,16 @@ def add_data(options: Options, default: str = "auto") -> None:
         help="mnist insists on MNIST; drawn takes digits drawn by the program itself; auto takes "
         "MNIST, or drawn digits where MNIST is neither there nor to be downloaded (default: auto)",
     )
+    add_data_dir(options)
+
+
+def add_data_dir(options: Options) -> None:
     options.add_argument(
         "--data-dir",
         type=Path,
         metavar="DIR",
-        help="where MNIST/raw/ is, or is to be downloaded to (default: the environment variable "
-        f"{DATA_DIR_VARIABLE}, else data)",
+        help="where MNIST/raw/ is (default: the environment variable "
+        f"{DATA_DIR_VARIABLE}, else data, to which it is downloaded)",
     )
 
 
@@ -82,5 +87,5 @@ def default_out() -> Path:
 
 
 def check_new(out: Path, hint: str = "") -> None:
-    if out.is_dir() and any(out.iterdir()):
+    if any(path.name != LOCK for path in out.iterdir()):
         raise CannotRun(f"--out {out} is not empty; choose another directory{hint}")

@@ -16,18 +16,22 @@ import torch
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from benchmarks import processes
+from benchmarks import claims, processes
 
 RUN_FILE = "run.json"
+MOST_BYTES, DEEPEST = 2**26, 20  # of a file of results
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Readers find the old content or the new one, never a part."""
+    claims.check(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # JSON can hold halves of characters, which no file can.
+    data = content.encode(errors="replace") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.partial")
+    temporary.unlink(missing_ok=True)  # of a process that was killed and had this number
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -54,10 +58,49 @@ def _finite(content: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    """A JSON object as `write_json` writes it: finite numbers, each name once, not deep.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    size = path.stat().st_size
+    if not path.is_file() or size > MOST_BYTES:
+        raise ValueError(f"it is no file, or too big for one ({size:,} bytes)")
+    try:
+        content = json.loads(
+            path.read_text(encoding="utf-8"),
+            parse_constant=_finite_number,
+            parse_float=_finite_number,
+            object_pairs_hook=_each_once,
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
+        raise ValueError("it does not hold a JSON object")
+    _check_depth(content, DEEPEST)
     return content
+
+
+def _finite_number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a name is there twice")
+    return content
+
+
+def _check_depth(content: Any, left: int) -> None:
+    if not left:
+        raise ValueError("it is nested too deeply")
+    for value in content.values() if isinstance(content, dict) else content:
+        if isinstance(value, (dict, list)):
+            _check_depth(value, left - 1)
 
 
 def versions() -> dict[str, str]:
@@ -110,6 +153,7 @@ class RunRecorder:
     """
 
     def __init__(self, directory: Path) -> None:
+        claims.check(directory / RUN_FILE)
         if directory.exists():
             shutil.rmtree(directory)
         self.directory = directory
@@ -148,4 +192,4 @@ class RunRecorder:
         try:
             self._writer.close()
         finally:
-            shutil.rmtree(self.directory)
+            shutil.rmtree(self.directory, ignore_errors=True)

@@ -5,17 +5,37 @@ Any number of finished runs makes a report, so that it can be made again after e
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from benchmarks.nets import describe
+from benchmarks.command import CannotRun
+from benchmarks.data import DRAWN_NAME, MNIST_NAME
+from benchmarks.nets import ACTIVATIONS, describe
 from benchmarks.optimizers import CONTENDERS
 from benchmarks.pictures import draw_curves, draw_gradient_flow
-from benchmarks.record import RUN_FILE, read_json, write_atomically, write_json
+from benchmarks.reading import (
+    Shape,
+    among,
+    columns,
+    many,
+    mapping,
+    number,
+    perhaps,
+    positive,
+    read_results,
+    shaped,
+    share,
+    text,
+    whole,
+    yes_or_no,
+)
+from benchmarks.record import RUN_FILE, write_atomically, write_json
 from benchmarks.trainee import DIRECTORIES, SCRATCH, TORCH
 
 SETTINGS_FILE = "settings.json"
@@ -51,16 +71,90 @@ def is_finished(out: Path, net: str, optimizer: str, implementations: tuple[str,
     return all(run.exists() for run in runs)
 
 
+JOB: Shape = {
+    "settings": {
+        "nets": many(among(ACTIVATIONS), 1),
+        "optimizers": many(among(CONTENDERS), 1),
+        "lr": mapping(among(CONTENDERS), positive),
+        **dict.fromkeys(("epochs", "batch_size", "train_size", "test_size"), whole(1)),
+        **dict.fromkeys(("depth", "width"), whole(1, 10_000)),
+        "seed": whole(),
+        "device": among(("cpu", "cuda")),
+        "foreach": yes_or_no,
+        "reference": yes_or_no,
+        "dataset": among(("mnist", "drawn")),
+    },
+    "data_dir": perhaps(text),
+    "dataset": among((MNIST_NAME, DRAWN_NAME)),
+    "versions": {"torch": text},
+    "machine": {"device": text},
+}
+
+
+def read_job(out: Path) -> dict[str, Any]:
+    """A job's settings and where it was begun.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CannotRun: the file holds something else.
+    """
+    job = read_results(out / SETTINGS_FILE, JOB, "a job")
+    settings = job["settings"]
+    drawn = settings["dataset"] == "drawn", job["dataset"] == DRAWN_NAME
+    if drawn[0] != drawn[1] or any(name not in settings["lr"] for name in settings["optimizers"]):
+        raise CannotRun(
+            f"{out / SETTINGS_FILE} does not hold a job: its settings do not fit together"
+        )
+    return job
+
+
+def _read_run(path: Path, settings: dict[str, Any], **same: str) -> dict[str, Any]:
+    """The file of a run, which must be the job's."""
+    layers = {*(f"layer_{number}" for number in range(1, settings["depth"] + 1)), "output"}
+    numbers = perhaps(number)
+    return read_results(
+        path,
+        {
+            **{name: among((value,)) for name, value in same.items()},
+            **dict.fromkeys(("seed", "train_size", "batch_size", "epochs"), whole()),
+            "lr": positive,
+            **dict.fromkeys(("train_loss", "test_loss"), numbers),
+            **dict.fromkeys(("train_accuracy", "test_accuracy", "optimizer_share"), share),
+            **dict.fromkeys(("seconds", "optimizer_ms_per_step"), positive),
+            "diverged": yes_or_no,
+            "diverged_at_step": perhaps(whole()),
+            "dataset": among((MNIST_NAME, DRAWN_NAME)),
+            "twin": perhaps(
+                shaped({"max_abs_loss_difference": numbers, "parameters_equal": yes_or_no})
+            ),
+            "curves": {
+                "training": columns(("step", "loss"), numbers, step=whole()),
+                "test": columns(
+                    ("step", "loss", "accuracy"), numbers, step=whole(), accuracy=share
+                ),
+                "layers": {"gradient_norm": columns(layers, numbers, 1)},
+            },
+        },
+        "that run of the job",
+    )
+
+
 def load_pairs(out: Path) -> list[Pair]:
     """The finished pairs, in the order in which the job's settings name them."""
-    settings = read_json(out / SETTINGS_FILE)["settings"]
+    settings = read_job(out)["settings"]
     implementations = (SCRATCH, TORCH) if settings["reference"] else (SCRATCH,)
     pairs = []
     for net in settings["nets"]:
         for optimizer in settings["optimizers"]:
             if is_finished(out, net, optimizer, implementations):
                 runs = [
-                    read_json(out / net / optimizer / DIRECTORIES[name] / RUN_FILE)
+                    _read_run(
+                        out / net / optimizer / DIRECTORIES[name] / RUN_FILE,
+                        settings,
+                        net=net,
+                        optimizer=optimizer,
+                        implementation=name,
+                    )
                     for name in implementations
                 ]
                 pairs.append(Pair(runs[0], runs[1] if len(runs) > 1 else None))
@@ -69,7 +163,7 @@ def load_pairs(out: Path) -> list[Pair]:
 
 def write_report(out: Path) -> list[Pair]:
     """Write summary.json, summary.md, curves.png and gradient_flow.png into the job's directory."""
-    job = read_json(out / SETTINGS_FILE)
+    job = read_job(out)
     pairs = load_pairs(out)
     write_json(out / "summary.json", _summary(job, pairs))
     if pairs:
@@ -164,6 +258,12 @@ def markdown_table(pairs: list[Pair]) -> str:
     return markdown([headings, *([pair.net, *_cells(pair)] for pair in pairs)])
 
 
+def plain(text: str) -> str:
+    """Somebody's text as Markdown shows it and nothing else: no HTML, link, picture or heading."""
+    words = re.sub(r"([\\`*\[\]|])|^([#+\-=~])(?=.)", r"\\\1\2", re.sub(r"\s*[\r\n]+\s*", " ", text))
+    return escape(words, quote=False)
+
+
 def markdown(rows: list[list[str]], texts: int = 2) -> str:
     """A table whose first row is its head; the first columns hold texts, the others numbers."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -173,12 +273,13 @@ def markdown(rows: list[list[str]], texts: int = 2) -> str:
 
 def _markdown(job: dict[str, Any], pairs: list[Pair]) -> str:
     settings = job["settings"]
+    device, torch = plain(job["machine"]["device"]), plain(job["versions"]["torch"])
     lines = [
         f"# {job['dataset']}",
         "",
         f"Epochs: {settings['epochs']}. Batch: {settings['batch_size']}. "
         f"Seed: {settings['seed']}. Hidden layers: {settings['depth']} of {settings['width']} "
-        f"units. Device: {job['machine']['device']}. torch: {job['versions']['torch']}.",
+        f"units. Device: {device}. torch: {torch}.",
         "",
         markdown_table(pairs),
     ]

@@ -6,26 +6,16 @@ python -m benchmarks.step_time --help
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from benchmarks.command import (
-    CannotRun,
-    Parser,
-    bars,
-    check_writable,
-    exit_status,
-    pick_device,
-    say,
-    termination_raises,
-    writing_to,
-)
+from benchmarks.command import Job, Parser, bars, conduct, pick_device, run, say
 from benchmarks.entrants import IMPLEMENTATIONS, LR
 from benchmarks.optimizers import CONTENDERS
 from benchmarks.options import add_device, add_names, add_out, add_seed, check_new, default_out
@@ -98,27 +88,22 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None, effort: Effort | None = None) -> int:
     parser = build_parser()
-    given = parser.parse_args(arguments)
-    console = Console()
-    out = given.out or default_out()
-    try:
-        check_writable(out)
-        check_new(out)
-        device = pick_device(given.device)
-        recorded = _begin(given, device, effort or (QUICK if given.quick else Effort()))
-        with writing_to(out):
-            write_json(out / RESULT, recorded)
-    except CannotRun as problem:
-        parser.error(str(problem))
+    return conduct(parser, partial(_work, parser.parse_args(arguments), effort))
+
+
+def _work(given: argparse.Namespace, effort: Effort | None, job: Job) -> int:
+    out, console = given.out or default_out(), job.console
+    job.claim(out)
+    check_new(out)
+    device = pick_device(given.device)
+    recorded = _begin(given, device, effort or (QUICK if given.quick else Effort()))
+    write_json(out / RESULT, recorded)
+    job.kept = f"what was measured is in {out}"
     say(console, f"Results go to {out}")
     try:
-        with termination_raises():
-            _measure_all(recorded, out, device, console)
-    except KeyboardInterrupt as interruption:
+        _measure_all(recorded, out, device, console)
+    finally:
         _write(recorded, out)
-        say(console, f"Interrupted; what was measured is in {out}")
-        return exit_status(interruption)
-    _write(recorded, out)
     console.print(terminal_table(recorded))
     console.print(EXPLANATION, style="dim", markup=False, highlight=False)
     if warning := doubts(recorded):
@@ -197,4 +182,4 @@ def _write(recorded: dict[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -6,11 +6,12 @@ python -m benchmarks.challenges --help
 from __future__ import annotations
 
 import argparse
-import sys
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +39,16 @@ from benchmarks.challenges.slides import traps as traps_slides
 from benchmarks.challenges.slides import vanishing_gradients as vanishing_gradients_slides
 from benchmarks.command import (
     CannotRun,
+    Job,
     Parser,
     bars,
-    check_writable,
-    exit_status,
+    conduct,
     load_shown,
     name_among,
+    run,
     say,
-    termination_raises,
 )
-from benchmarks.data import (
-    DataError,
-    Digits,
-    default_data_dir,
-)
+from benchmarks.data import Digits
 from benchmarks.optimizers import CONTENDERS, DEFAULT_NAMES
 from benchmarks.options import add_data, add_names, add_out, add_seed, default_out
 from benchmarks.pictures import png
@@ -135,29 +132,25 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
     parser = build_parser()
-    given = parser.parse_args(arguments)
-    console = Console()
-    out = given.out or default_out()
+    return conduct(parser, partial(_work, parser.parse_args(arguments), sizes))
+
+
+def _work(given: argparse.Namespace, sizes: Sizes | None, job: Job) -> int:
+    out, console = given.out or default_out(), job.console
     names = _chosen(given)
     sizes = sizes or (QUICK if given.quick else Sizes())
+    job.claim(out)
+    if there := [name for name in names if os.path.lexists(out / name)]:
+        raise CannotRun(f"--out {out} has {there[0]} already; choose another directory")
+    job.kept = f"finished and kept in {out}: nothing yet"
     finished: dict[str, list[Finding]] = {}
-    try:
-        _check(out, names)
-        with termination_raises(), _one_thread():
-            digits = _load(given, names, sizes, console)
-            setup = Setup(tuple(given.optimizers or DEFAULT_NAMES), given.seed, digits, sizes)
-            say(console, f"Results go to {out}")
-            for name, findings in _run_all(names, setup, out, console):
-                finished[name] = findings
-    except (CannotRun, DataError) as problem:
-        parser.error(str(problem))
-    except OSError as problem:
-        say(console, f"Cannot go on: {problem}")
-        return 1
-    except KeyboardInterrupt as interruption:
-        kept = ", ".join(finished) or "nothing yet"
-        say(console, f"Interrupted; finished and kept in {out}: {kept}")
-        return exit_status(interruption)
+    with _one_thread():
+        digits = _load(given, names, sizes, console)
+        setup = Setup(tuple(given.optimizers or DEFAULT_NAMES), given.seed, digits, sizes)
+        say(console, f"Results go to {out}")
+        for name, findings in _run_all(names, setup, out, console):
+            finished[name] = findings
+            job.kept = f"finished and kept in {out}: {', '.join(finished)}"
     if given.quick:
         say(console, "Quick: these nets have hardly learnt, so that verdicts on them mean nothing.")
     for name, findings in finished.items():
@@ -175,12 +168,6 @@ def _chosen(given: argparse.Namespace) -> list[str]:
     if ALL in names:
         names = OF_ALL
     return [*names, *(["gallery"] if given.gallery else [])]
-
-
-def _check(out: Path, names: list[str]) -> None:
-    check_writable(out)
-    if there := [name for name in names if (out / name).exists()]:
-        raise CannotRun(f"--out {out} has {there[0]} already; choose another directory")
 
 
 @contextmanager
@@ -201,7 +188,7 @@ def _load(
         return None
     digits = load_shown(
         given.dataset,
-        given.data_dir or default_data_dir(),
+        given.data_dir,
         CPU,
         sizes.train_images(),
         sizes.test_images,
@@ -272,4 +259,4 @@ def _table(title: str, findings: list[Finding]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -13,6 +13,7 @@ from typing import Any
 from matplotlib.image import imread
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from benchmarks import claims
 from benchmarks.record import write_atomically, write_json
 
 FACTS_FILE = "facts.json"
@@ -20,7 +21,9 @@ FACTS_FILE = "facts.json"
 
 def keep(directory: Path, content: Mapping[str, Any], pictures: Mapping[str, bytes]) -> None:
     """Write beside the directory and rename: it is there with everything in it, or not at all."""
+    claims.check(directory)
     arriving = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+    shutil.rmtree(arriving, ignore_errors=True)  # of a process that was killed and had this number
     try:
         for name, picture in pictures.items():
             write_atomically(arriving / f"{name}.png", picture)

@@ -5,9 +5,8 @@ python -m benchmarks.study --help
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,17 +16,16 @@ import torch
 from rich.console import Console
 
 from benchmarks.command import (
+    RUNS,
     CannotRun,
+    Job,
     bars,
-    check_writable,
-    exit_status,
+    conduct,
     load_shown,
     pick_device,
+    run,
     say,
-    termination_raises,
-    writing_to,
 )
-from benchmarks.data import DataError, default_data_dir
 from benchmarks.study.options import PROGRAM, build_parser, default_workers, study_of
 from benchmarks.study.progress import Progress
 from benchmarks.study.protocol import Study
@@ -48,53 +46,37 @@ AsWorkers = AbstractContextManager[Workers]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
-    given = vars(parser.parse_args(arguments))
-    console = Console()
-    try:
-        study = study_of(given)
-        out = given["out"] or Path("runs") / f"study-{study.budget}"
-        check_writable(out)
-        store = Store(out)
-        store.check(study)
-        device = pick_device(given["device"])
-        data_dir = given["data_dir"] or default_data_dir()
-        if given["scheduler"] is not None:
-            if device.type == "cuda":
-                raise CannotRun("--scheduler trains on its workers' processors: add --device cpu")
-            check_cluster(given["scheduler"])
-        with termination_raises():
-            study, data = _load(study, store, data_dir, device, console)
-            store.check(study)
-            workers = _workers(given, data, device)
-            _begin(store, study, device, given, console)
-    except (CannotRun, DataError) as problem:
-        parser.error(str(problem))
-    except KeyboardInterrupt as interruption:
-        say(console, "Interrupted before anything was trained.")
-        return exit_status(interruption)
+    return conduct(parser, partial(_work, vars(parser.parse_args(arguments))))
+
+
+def _work(given: Mapping[str, Any], job: Job) -> int:
+    console = job.console
+    study = study_of(given)
+    out = given["out"] or RUNS / f"study-{study.budget}"
+    job.claim(out, "study")
+    store = Store(out)
+    store.check(study)
+    device = pick_device(given["device"])
+    if given["scheduler"] is not None:
+        if device.type == "cuda":
+            raise CannotRun("--scheduler trains on its workers' processors: add --device cpu")
+        check_cluster(given["scheduler"])
+    study, data = _load(study, store, given["data_dir"], device, console)
+    store.check(study)
+    _begin(store, study, device, given, console)
+    job.kept = (
+        f"finished trials are kept. The same command goes on:\n\n    {PROGRAM} … --out {out}\n"
+    )
     stack = given["stack"] or (STACK_ON_GPU if device.type == "cuda" else 1)
-    try:
-        with termination_raises(), store.alone():
-            _run(study, store, workers, stack, console)
-            if given["published"]:
-                _published(study, store, data_dir, device, console)
-            _report(store, console)
-    except CannotRun as problem:
-        parser.error(str(problem))
-    except KeyboardInterrupt as interruption:
-        say(console, f"Interrupted; {_how_to_resume(out)}")
-        return exit_status(interruption)
-    except OSError as problem:
-        say(console, f"Cannot go on: {problem}; {_how_to_resume(out)}")
-        return 1
-    except BaseException:
-        say(console, f"Stopped by an error; {_how_to_resume(out)}")
-        raise
+    _run(study, store, _workers(given, data, device), stack, console)
+    if given["published"]:
+        _published(study, store, given["data_dir"], device, console)
+    _report(store, console)
     return 0
 
 
 def _load(
-    study: Study, store: Store, data_dir: Path, device: torch.device, console: Console
+    study: Study, store: Store, data_dir: Path | None, device: torch.device, console: Console
 ) -> tuple[Study, Split]:
     # What "auto" once came to is kept: a study must not go on with other data.
     kind = (store.dataset or "auto") if study.dataset == "auto" else study.dataset
@@ -119,9 +101,7 @@ def _begin(
     console: Console,
 ) -> None:
     how = {"workers": given["workers"], "scheduler": given["scheduler"] is not None}
-    with writing_to(store.out):
-        same = store.begin(study, device, how)
-    if not same:
+    if not store.begin(study, device, how):
         say(console, "Note: this study began with other versions or on another machine.")
     sizes = study.train_size - study.validation_size, study.validation_size, study.test_size
     training, validation, test = (f"{size:,}" for size in sizes)
@@ -148,7 +128,7 @@ def _run(
 
 
 def _published(
-    study: Study, store: Store, data_dir: Path, device: torch.device, console: Console
+    study: Study, store: Store, data_dir: Path | None, device: torch.device, console: Console
 ) -> None:
     """Measure the published numbers again, which are all of MNIST."""
     from benchmarks.study.published import CASES, run_cases
@@ -176,10 +156,5 @@ def _report(store: Store, console: Console) -> None:
     say(console, f"Next, look at the runs:\n\n    tensorboard --logdir {store.out / 'runs'}\n")
 
 
-def _how_to_resume(out: Path) -> str:
-    return f"finished trials are kept. The same command goes on:\n\n    {PROGRAM} … --out {out}\n"
-
-
 if __name__ == "__main__":
-    with suppress(BrokenPipeError):
-        sys.exit(main())
+    run(main)

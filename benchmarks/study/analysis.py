@@ -107,7 +107,7 @@ def _arena(key: tuple[Any, ...], trials: list[Trial]) -> Facts:
     finals = [trial for trial in trials if trial["phase"] == FINAL]
     searched = [trial for trial in trials if trial["phase"] == SEARCH]
     entries = [_entry(runs) for runs in _by_setting(finals)]
-    entries.sort(key=lambda entry: (-entry["test_accuracy"]["mean"], entry["train_loss"]["mean"]))
+    entries.sort(key=_place)
     for entry in entries:
         entry["difference"] = None if entry is entries[0] else _difference(entry, entries[0])
         entry["like_the_best"] = entry is entries[0]
@@ -126,6 +126,12 @@ def _arena(key: tuple[Any, ...], trials: list[Trial]) -> Facts:
         "ranking": entries,
         "sensitivity": sensitivities,
     }
+
+
+def _place(entry: Facts) -> tuple[float, float]:
+    """The highest accuracy comes first, of equal ones the lowest loss; one that overflowed last."""
+    loss = entry["train_loss"]["mean"]
+    return -entry["test_accuracy"]["mean"], math.inf if loss is None else loss
 
 
 def _by_setting(trials: Iterable[Trial]) -> list[list[Trial]]:

@@ -7,19 +7,13 @@ again when a worker is lost. No digits have to be on those machines: they are se
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from multiprocessing.connection import wait as wait_for_end
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -31,14 +25,11 @@ from benchmarks.study.protocol import Study, missing
 from benchmarks.study.stacked import stackable, train_stack
 from benchmarks.study.store import Store
 from benchmarks.study.trial import PROTOCOL, OnStep, Split, Trial, train
+from benchmarks.workers import workers
 
 Unit = list[Trial]  # what is trained together
 Results = list[dict[str, Any]]
 OnKept = Callable[[Trial, dict[str, Any]], None]
-
-
-class Stopped(Exception):
-    """A worker was told to leave its trial."""
 
 
 @dataclass(frozen=True)
@@ -48,29 +39,26 @@ class Workers:
 
 
 def run_trials(
-    study: Study, store: Store, workers: Workers, stack: int, on_kept: OnKept
+    study: Study, store: Store, some: Workers, stack: int, on_kept: OnKept
 ) -> dict[str, dict[str, Any]]:
     """Run what is missing until nothing is; returns all trials."""
     known = store.trials()
     flying: dict[Future[Results], Unit] = {}
-    try:
-        while True:
-            begun = {trial.key for unit in flying.values() for trial in unit}
-            open_trials = [one for one in missing(study, known) if one.key not in begun]
-            for unit in units(open_trials, stack):
-                if len(flying) == workers.count:
-                    break
-                flying[workers.submit(unit)] = unit
-            if not flying:
-                return known
-            done = wait(flying, return_when=FIRST_COMPLETED).done
-            # Those that failed come last: what the others found is kept first.
-            for future in sorted(done, key=lambda one: one.exception() is not None):
-                for trial, result in zip(flying.pop(future), future.result(), strict=True):
-                    known[trial.key] = store.keep(trial, result)
-                    on_kept(trial, known[trial.key])
-    except BrokenProcessPool as problem:
-        raise OSError("a worker ended without a word (out of memory?)") from problem
+    while True:
+        begun = {trial.key for unit in flying.values() for trial in unit}
+        open_trials = [one for one in missing(study, known) if one.key not in begun]
+        for unit in units(open_trials, stack):
+            if len(flying) == some.count:
+                break
+            flying[some.submit(unit)] = unit
+        if not flying:
+            return known
+        done = wait(flying, return_when=FIRST_COMPLETED).done
+        # Those that failed come last: what the others found is kept first.
+        for future in sorted(done, key=lambda one: one.exception() is not None):
+            for trial, result in zip(flying.pop(future), future.result(), strict=True):
+                known[trial.key] = store.keep(trial, result)
+                on_kept(trial, known[trial.key])
 
 
 def units(trials: Sequence[Trial], stack: int) -> Iterator[Unit]:
@@ -102,41 +90,32 @@ def this_process(data: Split) -> Iterator[Workers]:
 @contextmanager
 def processes(count: int, data: Split) -> Iterator[Workers]:
     """Processes of a single thread: for nets this small, threads mostly wait for one another."""
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    with tempfile.TemporaryDirectory(prefix="study-") as folder:
-        # Mapped into memory by all: there is one copy of the digits, however many workers.
-        digits = Path(folder) / "digits.pt"
-        torch.save(vars(data), digits)
-        executor = ProcessPoolExecutor(
-            count, context, initializer=_begin, initargs=(digits, data.images.device, stop)
-        )
-        try:
-            yield Workers(lambda unit: executor.submit(_work, unit), count)
-        finally:
-            stop.set()
-            executor.shutdown(cancel_futures=True)
+    with _laid_down(data) as path, workers(count, _begin, path, data.images.device) as some:
+        yield Workers(lambda unit: some.submit(_work, unit), count)
+
+
+@contextmanager
+def _laid_down(data: Split) -> Iterator[str]:
+    """A file that others map into memory: one copy of the digits, however many workers.
+
+    Where Linux names what a process has open the file has no name of its own, so that it is gone
+    with the last process, even one that is killed.
+    """
+    opened = Path("/proc", str(os.getpid()), "fd")
+    make = tempfile.TemporaryFile if opened.exists() else tempfile.NamedTemporaryFile
+    with make(prefix="study-") as file:
+        torch.save(vars(data), file)
+        file.flush()
+        yield str(opened / str(file.fileno())) if opened.exists() else file.name
 
 
 _data: Split
-_stop: Event
 
 
-def _begin(digits: Path, device: torch.device, stop: Event) -> None:
-    global _data, _stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+def _begin(digits: str, device: torch.device) -> None:
+    global _data
     one_thread()
-    _data = Split(**torch.load(digits, mmap=True, map_location=device))
-    _stop = stop
-
-
-def _leave_with_parent() -> None:
-    """A parent that is killed cannot tell its workers."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "this is a worker"
-    wait_for_end([parent.sentinel])
-    os._exit(1)
+    _data = Split(**torch.load(digits, mmap=True, map_location=device, weights_only=True))
 
 
 def one_thread() -> None:
@@ -145,11 +124,7 @@ def one_thread() -> None:
 
 
 def _work(unit: Unit) -> Results:
-    def check() -> None:
-        if _stop.is_set():
-            raise Stopped
-
-    return work(unit, _data, check)
+    return work(unit, _data)
 
 
 @contextmanager

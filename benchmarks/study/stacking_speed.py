@@ -5,19 +5,29 @@ python -m benchmarks.study.stacking_speed --help
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks.command import CannotRun, Names, Parser, check_writable, pick_device, whole_number
+from benchmarks.command import (
+    CannotRun,
+    Job,
+    Names,
+    Parser,
+    conduct,
+    pick_device,
+    reason,
+    run,
+    whole_number,
+)
 from benchmarks.nets import CLASSES, PIXELS
 from benchmarks.options import add_device, add_names
 from benchmarks.record import machine, versions, write_json
@@ -51,13 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=whole, default=128, metavar="N")
     add_device(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes, if anywhere")
-    given = parser.parse_args(arguments)
-    try:
-        device = pick_device(given.device)
-        if given.out is not None:
-            check_writable(given.out.parent)
-    except CannotRun as problem:
-        parser.error(str(problem))
+    return conduct(parser, partial(_work, parser.parse_args(arguments)))
+
+
+def _work(given: argparse.Namespace, job: Job) -> int:
+    device = pick_device(given.device)
+    if given.out is not None:
+        try:
+            write_json(given.out, {"rows": []})
+        except (OSError, ValueError) as problem:
+            raise CannotRun(f"--out {given.out} cannot be written: {reason(problem)}") from problem
+        job.kept = f"nothing is in {given.out}"
     if device.type == "cpu":
         one_thread()
     rows = [
@@ -68,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     if given.out is not None:
         write_json(given.out, {"machine": machine(device), "versions": versions(), "rows": rows})
-    Console().print(_table(rows))
+    job.console.print(_table(rows))
     return 0
 
 
@@ -128,4 +142,4 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
+from benchmarks.claims import LOCK
 from benchmarks.command import CannotRun
-from benchmarks.record import RunRecorder, machine, read_json, versions, write_json
+from benchmarks.reading import Shape, among, faults, read_results
+from benchmarks.record import RunRecorder, machine, versions, write_json
+from benchmarks.study.files import DATASETS, STUDY_FILE, TRIALS, read_trial
 from benchmarks.study.protocol import Study, winner_of
-from benchmarks.study.trial import FINAL, PROTOCOL, Trial
+from benchmarks.study.trial import FINAL, PROTOCOL, Trial, key_of
 
-STUDY_FILE = "study.json"
-TRIALS = "trials"
 RUNS = "runs"  # of TensorBoard
-LOCK = "lock"  # held by the command that is at work; the file itself means nothing
+BEGUN: Shape = {"settings": {"dataset": among(DATASETS)}, "machine": {}, "versions": {}}
 FINAL_TAGS = ("accuracy/test", "accuracy/validation", "loss/test", "loss/validation", "loss/train")
 
 
@@ -35,8 +34,11 @@ class Store:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.content = self._read(out / STUDY_FILE)
-        strangers = out.is_dir() and any(out.iterdir())
+        try:
+            self.content: dict[str, Any] | None = read_results(out / STUDY_FILE, {}, "a study")
+        except FileNotFoundError:
+            self.content = None
+        strangers = out.is_dir() and any(path.name != LOCK for path in out.iterdir())
         if self.content is None and strangers:
             raise CannotRun(f"--out {out} is not empty and holds no study; choose another")
         if self.content is not None and self.content.get("protocol") != PROTOCOL:
@@ -44,15 +46,8 @@ class Store:
                 f"--out {out} holds a study by protocol {self.content.get('protocol')}, whose "
                 f"trials cannot be mixed with those of {PROTOCOL}; choose another directory"
             )
-
-    @staticmethod
-    def _read(path: Path) -> dict[str, Any] | None:
-        try:
-            return read_json(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError) as problem:
-            raise CannotRun(f"cannot read {path}: {problem}; delete it or choose another") from None
+        if self.content and (wrong := next(faults(self.content, BEGUN), None)):
+            raise CannotRun(f"{out / STUDY_FILE} does not hold a study: {wrong}; choose another")
 
     def check(self, study: Study) -> None:
         """Refuse to go on with another study than this.
@@ -68,26 +63,6 @@ class Store:
                     f"--out {self.out} holds a study with {name} {kept.get(name)}, not {value}; "
                     "repeat its options to go on with it, or choose another directory"
                 )
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other commands away from the folder.
-
-        Raises:
-            CannotRun: one is at work there.
-        """
-        lock = FileLock(self.out / LOCK, blocking=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise CannotRun(
-                f"another command is at work on the study in --out {self.out}; wait for it, or "
-                "choose another directory"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
 
     @property
     def dataset(self) -> str | None:
@@ -106,9 +81,9 @@ class Store:
         """The trials that have ended, by key."""
         found = {}
         for path in sorted((self.out / TRIALS).glob("*.json")):
-            content = self._read(path)
-            if content is not None:
-                found[path.stem] = content
+            found[path.stem] = read_trial(path)
+            if key_of(found[path.stem]) != path.stem:
+                raise CannotRun(f"{path} holds another trial than its name says; remove it")
         return found
 
     def keep(self, trial: Trial, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +93,7 @@ class Store:
             self._record(trial, content)
         path = self.out / TRIALS / f"{trial.key}.json"
         write_json(path, content)
-        return read_json(path)  # as it will be read later: NaN has become null
+        return read_trial(path)  # as it will be read later: NaN has become null
 
     def keep_winners(self, study: Study, known: Mapping[str, Mapping[str, Any]]) -> None:
         """Add to the study's file which trial of each cell won, and how far its grid grew."""

@@ -91,8 +91,13 @@ class Trial:
 
     @cached_property
     def key(self) -> str:
-        text = json.dumps(self.content(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return key_of(self.content())
+
+
+def key_of(content: Mapping[str, Any]) -> str:
+    """The name of a trial's file, from what the trial is; its result has no part in it."""
+    what = {name: content[name] for name in ("protocol", "phase", "track", "settings")}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -6,31 +6,28 @@ python -m benchmarks.study.published --help
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 from rich import box
-from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.command import (
-    CannotRun,
+    Job,
     Parser,
     bars,
-    check_writable,
-    exit_status,
+    conduct,
     name_among,
     pick_device,
+    run,
     say,
-    termination_raises,
 )
-from benchmarks.data import DATA_DIR_VARIABLE, DataError
-from benchmarks.options import add_device, add_out, default_out
+from benchmarks.options import add_data_dir, add_device, add_out, default_out
 from benchmarks.study.published.case import BUDGETS, DIFFERS, NOT_RUN, REPRODUCED
 from benchmarks.study.published.cases import CASES
-from benchmarks.study.published.running import RESULT, Found, load_mnist, run_cases
+from benchmarks.study.published.running import RESULT, Found, load_mnist, read_cases, run_cases
 
 PROGRAM = "python -m benchmarks.study.published"
 EXAMPLES = f"""cases:
@@ -70,54 +67,43 @@ def build_parser() -> Parser:
         "(default: standard)",
     )
     add_device(parser, default="cpu")
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="where MNIST/raw/ is, or is to be downloaded to (default: the environment variable "
-        f"{DATA_DIR_VARIABLE}, else data)",
-    )
+    add_data_dir(parser)
     add_out(parser, f"where {RESULT} is, or is to be")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
-    given = parser.parse_args(arguments)
-    console = Console()
-    out = given.out or default_out()
+    return conduct(parser, partial(_work, parser.parse_args(arguments)))
+
+
+def _work(given: argparse.Namespace, job: Job) -> int:
+    out, console = given.out or default_out(), job.console
     names = given.cases or list(CASES)
     finished: list[Found] = []
-    try:
-        check_writable(out)
-        device = pick_device(given.device)
-        with termination_raises():
-            digits = load_mnist(given.data_dir, device, lambda text: say(console, text))
-        say(console, f"Results go to {out / RESULT}")
-        with termination_raises(), bars(console) as shown:
-            everything = shown.add_task("all", total=len(names))
-            for place, name in enumerate(names, start=1):
-                one = shown.add_task(CASES[name].title, total=1.0)
+    job.claim(out)
+    read_cases(out)
+    device = pick_device(given.device)
+    digits = load_mnist(given.data_dir, device, lambda text: say(console, text))
+    command = " ".join([PROGRAM, *given.cases, "--budget", given.budget, "--out", str(out)])
+    job.kept = f"finished cases are kept. Go on with:\n\n    {command}\n"
+    say(console, f"Results go to {out / RESULT}")
+    with bars(console) as shown:
+        everything = shown.add_task("all", total=len(names))
+        for place, name in enumerate(names, start=1):
+            one = shown.add_task(CASES[name].title, total=1.0)
 
-                def on_progress(name: str, share: float, one: TaskID = one) -> None:
-                    shown.update(one, completed=share)
+            def on_progress(name: str, share: float, one: TaskID = one) -> None:
+                shown.update(one, completed=share)
 
-                (found,) = run_cases(
-                    [name], out, given.data_dir, on_progress,
-                    budget=given.budget, device=device, digits=digits,
-                )  # fmt: skip
-                finished.append(found)
-                shown.remove_task(one)
-                shown.advance(everything)
-                say(shown.console, f"[{place}/{len(names)}] {in_a_line(found)}")
-    except (CannotRun, DataError) as problem:
-        parser.error(str(problem))
-    except OSError as problem:
-        say(console, f"Cannot go on: {problem}; {_how_to_go_on(given, out)}")
-        return 1
-    except KeyboardInterrupt as interruption:
-        say(console, f"Interrupted; {_how_to_go_on(given, out)}")
-        return exit_status(interruption)
+            (found,) = run_cases(
+                [name], out, given.data_dir, on_progress,
+                budget=given.budget, device=device, digits=digits,
+            )  # fmt: skip
+            finished.append(found)
+            shown.remove_task(one)
+            shown.advance(everything)
+            say(shown.console, f"[{place}/{len(names)}] {in_a_line(found)}")
     for found in finished:
         console.print(table(found))
     return 0
@@ -134,7 +120,8 @@ def in_a_line(found: Found) -> str:
 
 
 def table(found: Found) -> Table:
-    drawn = Table(title=found["title"], box=box.SIMPLE_HEAD, title_style="bold")
+    # As `Text`, in which nothing is markup.
+    drawn = Table(title=Text(found["title"]), box=box.SIMPLE_HEAD, title_style="bold")
     drawn.add_column("quantity", ratio=4)
     drawn.add_column("theirs", justify="right")
     drawn.add_column("ours", justify="right")
@@ -142,8 +129,8 @@ def table(found: Found) -> Table:
     drawn.add_column("note", ratio=5)
     for row in found["rows"]:
         drawn.add_row(
-            row["quantity"], _figure(row["theirs"]), _figure(row["ours"]), row["verdict"],
-            row["note"],
+            Text(row["quantity"]), _figure(row["theirs"]), _figure(row["ours"]), row["verdict"],
+            Text(row["note"]),
         )  # fmt: skip
     return drawn
 
@@ -156,10 +143,5 @@ def _figure(value: float | Sequence[float] | None) -> str:
     return f"{value:.5g}"
 
 
-def _how_to_go_on(given: argparse.Namespace, out: Path) -> str:
-    command = " ".join([PROGRAM, *given.cases, "--budget", given.budget, "--out", str(out)])
-    return f"finished cases are kept. Go on with:\n\n    {command}\n"
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -25,6 +25,7 @@ class Parts:
         self._path = out / FOLDER / f"{name}.json"
         self._settings = settings
         self._parts = self._read()
+        self.found = bool(self._parts)  # from an earlier run, or from anywhere
 
     def once(self, key: str, compute: Callable[[], Part]) -> Part:
         """What `compute` returns, or returned before under this key."""
@@ -47,7 +48,10 @@ class Parts:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, AttributeError) as problem:
-            raise CannotRun(f"{self._path} is damaged, remove it: {problem!r}") from problem
+            raise self.damaged(problem) from problem
+
+    def damaged(self, problem: Exception) -> CannotRun:
+        return CannotRun(f"{self._path} is damaged, remove it: {problem!r}")
 
 
 def _numbers(part: Any) -> Any:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from benchmarks.command import CannotRun
-from benchmarks.data import DataError, Digits, default_data_dir, load_digits
-from benchmarks.record import machine, read_json, versions, write_json
-from benchmarks.study.published.case import BUDGETS, Case, Lab
+from benchmarks.data import DataError, Digits, find_data_dir, load_digits
+from benchmarks.reading import Shape, among, many, number, perhaps, read_results, shaped, text
+from benchmarks.record import machine, versions, write_json
+from benchmarks.study.published.case import BUDGETS, DIFFERS, NOT_RUN, REPRODUCED, Case, Lab
 from benchmarks.study.published.cases import CASES
 from benchmarks.study.published.parts import Parts
 
@@ -56,7 +57,7 @@ def run_cases(
     """
     cases = CASES if cases is None else cases
     _check(names, budget, cases)
-    kept = _read(out)
+    kept = {found["case"]: found for found in read_cases(out)}
     chosen = list(dict.fromkeys(names))
     todo = [name for name in chosen if not _is_kept(kept.get(name), cases[name], budget)]
     reason = f"the budget {budget} does not reach it"
@@ -80,7 +81,8 @@ def load_mnist(
 ) -> Digits:
     """MNIST, and nothing in its place."""
     try:
-        return load_digits("mnist", data_dir or default_data_dir(), device, announce=announce)
+        directory, named = find_data_dir(data_dir)
+        return load_digits("mnist", directory, device, named=named, announce=announce)
     except DataError as problem:
         # There is no such choice here.
         raise DataError(str(problem).removesuffix(", or choose --dataset drawn")) from problem
@@ -93,14 +95,34 @@ def _check(names: Sequence[str], budget: str, cases: Mapping[str, Case]) -> None
         raise CannotRun(f"no budget {budget!r}; there are {', '.join(BUDGETS)}")
 
 
-def _read(out: Path) -> dict[str, Found]:
+ROW: Shape = {
+    **dict.fromkeys(("quantity", "tolerance", "note"), text),
+    "verdict": among((REPRODUCED, DIFFERS, NOT_RUN)),
+    "theirs": lambda value: number(value) or many(number, 2)(value),
+    "ours": perhaps(number),
+}
+CASE: Shape = {"title": text, "source": text, "rows": many(shaped(ROW), 1)}
+WITH_SETTINGS: Shape = {
+    **CASE,
+    "case": text,
+    "seconds": number,
+    "settings": {"budget": among(BUDGETS), "dataset": perhaps(text)},
+}
+
+
+def read_cases(out: Path, shape: Shape = WITH_SETTINGS) -> list[Found]:
+    """The cases that are in published.json; none, if there is no such file.
+
+    Raises:
+        CannotRun: the file holds something else.
+    """
     path = out / RESULT
     try:
-        return {found["case"]: found for found in read_json(path)["cases"]}
+        content = read_results(path, {"cases": many(shaped(shape))}, "published cases")
     except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise CannotRun(f"{path} does not hold published cases: {problem!r}") from problem
+        return []
+    cases: list[Found] = content["cases"]
+    return cases
 
 
 def _write(out: Path, kept: Mapping[str, Found], device: torch.device) -> None:
@@ -141,7 +163,12 @@ def _run(
         on_progress(name, 0.0)
         lab = Lab(digits, lambda share: on_progress(name, share), parts)
         with _threads(1 if case.one_thread else torch.get_num_threads()):
-            measured = case.measure(lab, wanted)
+            try:
+                measured = case.measure(lab, wanted)
+            except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as problem:
+                if not parts.found:
+                    raise
+                raise parts.damaged(problem) from problem  # a part is not what its case computes
     return {
         "case": name,
         "title": case.title,

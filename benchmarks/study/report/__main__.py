@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from benchmarks.command import CannotRun, Parser, check_writable
+from benchmarks import claims
+from benchmarks.command import CannotRun, Job, Parser, conduct, run, say
+from benchmarks.study.files import STUDY_FILE
 from benchmarks.study.report.writing import PAGE, write
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks.study.report", description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="the results folder of a study")
-    out = parser.parse_args(arguments).out
-    try:
-        check_writable(out)
+    return conduct(parser, partial(_write, parser.parse_args(arguments).out))
+
+
+def _write(out: Path, job: Job) -> int:
+    if not (out / STUDY_FILE).is_file():
+        raise CannotRun(f"{out} holds no study: there is no {STUDY_FILE}")
+    with claims.shared(out):  # a study may be at work there: its trials so far make a report, too
         write(out)
-    except (CannotRun, OSError) as problem:
-        parser.error(str(problem))
-    print(out / PAGE)
+    say(job.console, str(out / PAGE))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

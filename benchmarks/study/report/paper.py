@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks.report import plain
 from benchmarks.study.analysis import Trial
 from benchmarks.study.report.limits import limits
 from benchmarks.study.report.tables import published_table, trials_table
@@ -54,8 +55,8 @@ def _parts(
         yield f"## {PUBLISHED_TITLE}"
         yield verdicts(published)
         for case in published:
-            yield f"### {case['title']}"
-            yield str(case["source"])
+            yield f"### {plain(case['title'])}"
+            yield plain(case["source"])
             yield published_table(case).markdown()
     yield f"## {LIMITS_TITLE}"
     yield "\n".join(f"* {limit}" for limit in limits(facts))

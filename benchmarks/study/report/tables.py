@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.optimizers import CONTENDERS
-from benchmarks.report import markdown
+from benchmarks.report import markdown, plain
 from benchmarks.study.analysis import CLOCKS, TARGETS, Trial, reached, value
 from benchmarks.study.report.words import (
     UNKNOWN,
@@ -40,8 +40,11 @@ class Table:
     texts: int = 1
 
     def markdown(self) -> str:
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in (self.headings, *self.rows)]
-        return markdown(cells, self.texts)
+        rows = [
+            [*map(plain, row[: self.texts]), *row[self.texts :]]
+            for row in (self.headings, *self.rows)
+        ]
+        return markdown(rows, self.texts)
 
 
 def ranking_table(arena: Facts) -> Table:
