@@ -114,8 +114,8 @@ def test_state_may_have_another_dtype_than_its_parameter(
         assert {t.dtype for name, t in state.items() if name != "step"} == {of_state}
     if of_state == torch.float16:  # which is too narrow for squares of small gradients
         return None
-    # A moment is rounded, which moves a step by as much, and so is the parameter. Where the variance
-    # v - g_avg² cancels, in a few elements of thousands, a step may move by more.
+    # A moment is rounded, which moves a step by as much, and so is the parameter. Where the
+    # variance v - g_avg² cancels, in a few elements of thousands, a step may move by more.
     coarsest = max(torch.finfo(kind).eps for kind in kinds)
     p, q = (torch.cat([p.detach().double().flatten() for p in leaves(o)]) for o in (ours, exact))
     close = torch.isclose(p, q, rtol=2 * coarsest, atol=0.5 * coarsest)
