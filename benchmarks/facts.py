@@ -7,6 +7,7 @@ writes, and times come from `benchmarks/results/`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,14 +15,20 @@ import torch
 from benchmarks.equivalence_report import EXPLANATION as ULPS
 from benchmarks.equivalence_report import verdict, worst_table
 from benchmarks.optimizers import CONTENDERS
-from benchmarks.readme import RESULTS, mnist_table
 from benchmarks.record import provenance, read_json
-from benchmarks.report import markdown
-from benchmarks.step_report import EXPLANATION, ratio_table
+from benchmarks.report import EXPLANATION as MNIST
+from benchmarks.report import Pair, markdown, markdown_table
+from benchmarks.step_report import EXPLANATION as STEP_TIMES
+from benchmarks.step_report import ratio_table
+from benchmarks.study.report.tables import EXPLANATION as STUDY
+from benchmarks.study.report.tables import Table, readme_table
+from benchmarks.study.report.tables import published_table as published_rows
 from torch_scratch_optim import ScratchOptimizer
 from torch_scratch_optim._fused import split
 from torch_scratch_optim._kernels import Signature, source
 from torch_scratch_optim.engines import GRADIENT
+
+RESULTS = Path(__file__).parent / "results"
 
 Options = dict[str, Any]
 
@@ -90,12 +97,68 @@ def cost(name: str) -> str:
 
 
 def speed(*names: str) -> str:
-    """The recorded times of a step, ours and torch's."""
+    """The recorded times of a step, ours and torch's, of all optimizers or of some."""
     recorded = read_json(RESULTS / "step_time" / "step_time.json")
-    own = recorded | {"cells": [c for c in recorded["cells"] if c["optimizer"] in names]}
+    own = recorded | {
+        "cells": [c for c in recorded["cells"] if not names or c["optimizer"] in names]
+    }
     return "\n\n".join(
-        [provenance(recorded, "python -m benchmarks.step_time"), ratio_table(own), EXPLANATION]
+        [provenance(recorded, "python -m benchmarks.step_time"), ratio_table(own), STEP_TIMES]
     )
+
+
+def mnist_table() -> str:
+    summary = read_json(RESULTS / "mnist" / "summary.json")
+    return "\n".join(
+        [
+            f"{summary['dataset']}, {provenance(summary, 'python -m benchmarks.mnist')}",
+            "",
+            markdown_table(recorded_pairs(summary)),
+            "",
+            MNIST,
+        ]
+    )
+
+
+def study_table() -> str:
+    summary = read_json(RESULTS / "study" / "summary.json")
+    seeds = max(len(arena["seeds"]) for arena in summary["arenas"])
+    return "\n\n".join(
+        [
+            f"{summary['dataset']}, {summary['provenance']}",
+            readme_table(summary).markdown(),
+            f"Learning rates chosen on a validation set, then {seeds} seeds of paired initial "
+            f"weights and orders of batches. {STUDY}",
+        ]
+    )
+
+
+def published_table() -> str:
+    recorded = read_json(RESULTS / "study" / "published.json")
+    headings = ["source", "quantity", "published", "ours", "tolerance", "verdict"]
+    rows = [
+        [case["title"], quantity, theirs, ours, tolerance, verdict]
+        for case in recorded["cases"]
+        for quantity, verdict, tolerance, _, theirs, ours in published_rows(case).rows
+    ]
+    return "\n\n".join(
+        [
+            provenance(recorded, "python -m benchmarks.study.published"),
+            Table(headings, rows, texts=2).markdown(),
+            "Seeds and the reasons for what differs are in the study's report.",
+        ]
+    )
+
+
+def recorded_pairs(summary: dict[str, Any]) -> list[Pair]:
+    runs = {(run["net"], run["optimizer"], run["implementation"]): run for run in summary["runs"]}
+    return [
+        Pair(
+            runs[twin["net"], twin["optimizer"], "scratch"] | {"twin": twin},
+            runs[twin["net"], twin["optimizer"], "torch"],
+        )
+        for twin in summary["twins"]
+    ]
 
 
 def atlas() -> str:
@@ -124,5 +187,7 @@ FACTS: dict[str, Callable[..., str]] = {
     "cost": cost,
     "kernel": kernel,
     "mnist": mnist_table,
+    "published": published_table,
     "speed": speed,
+    "study": study_table,
 }

@@ -14,9 +14,8 @@ from urllib.parse import unquote, urldefrag, urlsplit
 import pytest
 
 import torch_scratch_optim
-from benchmarks.facts import bytes_per_parameter, variants
+from benchmarks.facts import RESULTS, bytes_per_parameter, variants
 from benchmarks.optimizers import CONTENDERS
-from benchmarks.readme import RESULTS
 from benchmarks.record import read_json
 from torch_scratch_optim import equivalence
 
