@@ -10,7 +10,6 @@ from torch.optim.optimizer import ParamsT
 from . import engines
 from ._options import Group, check_numbers
 from .carriers import Carrier
-from .engines import Engine
 from .optimizer import ScratchOptimizer
 
 
@@ -69,6 +68,7 @@ class ScratchAdaGrad(ScratchOptimizer):
     """
 
     rule = staticmethod(adagrad)
+    sparse_engine = staticmethod(engines.touched)
     added_options: ClassVar[Group] = {
         "foreach": None, "maximize": False, "differentiable": False, "fused": None
     }  # fmt: skip
@@ -105,11 +105,6 @@ class ScratchAdaGrad(ScratchOptimizer):
         initial = self.defaults["initial_accumulator_value"]
         state["sum"].fill_(complex(initial, initial) if p.is_complex() else initial)
         return state
-
-    def sparse_engine(self, group: Group) -> Engine:
-        if group["weight_decay"] != 0:
-            raise RuntimeError("weight_decay option is not compatible with sparse gradients")
-        return engines.touched
 
     def scalars(self, t: Any, group: Group) -> dict[str, Any]:
         return {

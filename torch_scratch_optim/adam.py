@@ -9,7 +9,6 @@ from torch.optim.optimizer import ParamsT
 
 from ._options import Group, check_numbers, is_at_least_zero
 from .carriers import Carrier
-from .engines import Engine
 from .optimizer import ScratchOptimizer
 
 
@@ -85,6 +84,7 @@ class ScratchAdam(ScratchOptimizer):
     """
 
     rule = staticmethod(adam)
+    sparse_refusal = "Adam does not support sparse gradients, please consider SparseAdam instead"
     added_options: ClassVar[Group] = {
         "amsgrad": False, "maximize": False, "foreach": None, "capturable": False,
         "differentiable": False, "decoupled_weight_decay": False, "fused": None,
@@ -136,11 +136,6 @@ class ScratchAdam(ScratchOptimizer):
             "eps": group["eps"],
             "shrink": 1 - lr * decay if decoupled and decay is not None else None,
         }
-
-    def sparse_engine(self, group: Group) -> Engine:
-        raise RuntimeError(
-            "Adam does not support sparse gradients, please consider SparseAdam instead"
-        )
 
 
 class ScratchAdamW(ScratchAdam):

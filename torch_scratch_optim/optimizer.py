@@ -77,6 +77,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
     counts_steps: ClassVar[bool] = True
     #: Whether a complex parameter is updated as pairs of real numbers. A linear rule need not.
     splits_complex: ClassVar[bool] = True
+    #: The engine for parameters whose gradient is sparse, if they are supported.
+    sparse_engine: ClassVar[Callable[..., None] | None] = None
+    #: What to say if they are not, where torch has words of its own.
+    sparse_refusal: ClassVar[str] = ""
     #: What torch assumes for options that a checkpoint of an older version does not have.
     added_options: ClassVar[Group] = {
         "maximize": False, "foreach": None, "differentiable": False, "fused": None
@@ -152,13 +156,13 @@ class ScratchOptimizer(torch.optim.Optimizer):
         """An engine of one's own for a group; None leaves it to the group's options."""
         return None
 
-    def sparse_engine(self, group: Group) -> Engine:
-        """The engine for parameters whose gradient is sparse.
-
-        Raises:
-            RuntimeError: the optimizer, or the options of the group, do not support that.
-        """
-        raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+    def _sparse_engine(self, group: Group) -> Engine:
+        if self.sparse_engine is None:
+            raise RuntimeError(self.sparse_refusal or f"{type(self).__name__} does not support "
+                               "sparse gradients")  # fmt: skip
+        if group.get("weight_decay"):
+            raise RuntimeError("weight_decay option is not compatible with sparse gradients")
+        return self.sparse_engine
 
     def _plan(self, group: Group, updates: list[Update], counted: set[int]) -> None:
         """Check a group's step and compile for it; add to `updates` what is left to do."""
@@ -198,7 +202,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
             return
         table = Table(columns)
         sparse = [g.is_sparse for g in grads]
-        engine = self.sparse_engine(group) if True in sparse else None
+        engine = self._sparse_engine(group) if True in sparse else None
         for rows, own_engine in (sparse, engine), ([not s for s in sparse], None):
             if True in rows:
                 part = self._real(group, table.pick(rows), new)
@@ -347,7 +351,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
             if True not in missing:
                 return states, {}
         if any(p.grad.is_sparse for p in params if p.grad is not None):
-            self.sparse_engine(group)  # which may refuse
+            self._sparse_engine(group)  # which may refuse
         if is_capturing():
             raise RuntimeError("step() makes state: it cannot be captured before it has run once")
         new = {p: self.new_state(p, group) for p in compress(params, missing)}

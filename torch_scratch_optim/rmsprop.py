@@ -9,7 +9,6 @@ from torch.optim.optimizer import ParamsT
 
 from ._options import Group, check_numbers
 from .carriers import Carrier
-from .engines import Engine
 from .optimizer import ScratchOptimizer
 
 
@@ -84,6 +83,7 @@ class ScratchRMSProp(ScratchOptimizer):
     """
 
     rule = staticmethod(rmsprop)
+    sparse_refusal = "RMSprop does not support sparse gradients"
     added_options: ClassVar[Group] = {
         "momentum": 0, "centered": False, "foreach": None, "maximize": False,
         "differentiable": False, "capturable": False,
@@ -122,6 +122,3 @@ class ScratchRMSProp(ScratchOptimizer):
             "eps": group["eps"],
             "momentum": group["momentum"],
         }
-
-    def sparse_engine(self, group: Group) -> Engine:
-        raise RuntimeError("RMSprop does not support sparse gradients")

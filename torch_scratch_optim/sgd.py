@@ -11,7 +11,6 @@ from torch.optim.optimizer import ParamsT
 from . import engines
 from ._options import Group, check_numbers, is_at_least_zero
 from .carriers import Carrier
-from .engines import Engine
 from .optimizer import ScratchOptimizer
 
 
@@ -79,6 +78,7 @@ class ScratchSGD(ScratchOptimizer):
     """
 
     rule = staticmethod(sgd)
+    sparse_engine = staticmethod(engines.loop)  # a linear rule runs on sparse tensors as well
     counts_steps = False
     splits_complex = False
     added_options: ClassVar[Group] = {
@@ -116,11 +116,6 @@ class ScratchSGD(ScratchOptimizer):
         g = p if p.grad is None else p.grad
         like = g if group["weight_decay"] == 0 else g.add(p, alpha=0)
         return {"momentum_buffer": torch.zeros_like(like)}
-
-    def sparse_engine(self, group: Group) -> Engine:
-        if group["weight_decay"] != 0:
-            raise RuntimeError("weight_decay option is not compatible with sparse gradients")
-        return engines.loop  # the rule is linear, so sparse tensors answer to all its words
 
     def scalars(self, t: Any, group: Group) -> dict[str, Any]:
         return {
