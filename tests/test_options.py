@@ -386,3 +386,13 @@ def test_param_groups_get_torchs_values_for_options_that_a_checkpoint_lacks(case
         optimizer.load_state_dict(checkpoint)
         groups.append({k: v for k, v in optimizer.param_groups[0].items() if k != "params"})
     assert list(groups[0].items()) == list(groups[1].items())  # in the same order
+
+
+@pytest.mark.parametrize("engine", [{"foreach": False}, {"foreach": True}, {}], ids=str)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_weight_decay_of_sgd_may_be_a_tensor(requires_grad: bool, engine: dict[str, Any]) -> None:
+    decay = torch.tensor(0.25, requires_grad=requires_grad)
+    ours = Case("Momentum").ours(parameters(), weight_decay=decay, **engine)
+    theirs = Case("Momentum").torchs(parameters(), weight_decay=decay)
+    for step in train(ours, theirs, steps=range(3)):
+        assert_equal_state(ours, theirs, f"step {step}")

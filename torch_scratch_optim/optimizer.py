@@ -225,6 +225,8 @@ class ScratchOptimizer(torch.optim.Optimizer):
             return partial(engines.run_all, [])
         scale: Tensor | None = getattr(self, "grad_scale", None)
         gradient = _gradient(group, None if scale is None else 1 / scale.item())
+        if not (engine or capturable or group.get("differentiable")):
+            gradient = engines.numbers(gradient)
         if capturable:
             move = partial(self._by_tensors_on_device, work, gradient)
             return partial(self._finish, work.new, move, [])
