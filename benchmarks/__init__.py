@@ -9,7 +9,7 @@ Three floors, each importing only from those below it:
   entrants and stopwatch (the time of steps), step_report (from what was recorded);
   atlas (bit by bit against torch), equivalence_report (from what was recorded)
 * top: mnist and its mnist_options, step_time, equivalence, challenges (a house of its own),
-  readme (which fills in the README's tables)
+  gradient_release, study (another house), facts (tables of the documentation)
 """
 
 import sys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -72,20 +73,22 @@ def conduct(parser: Parser, work: Callable[[Job], int], console: Console | None 
     or SIGTERM. What cannot be done as it was asked for is said by the parser, status 2.
     """
     job = Job(console or Console())
-    with _quiet_threads(), signals.as_exceptions():
+    with _quiet_threads(), signals.as_exceptions() as came:
         try:
             with job.claims:
                 return work(job)
-        except (CannotRun, DataError) as problem:
-            parser.error(str(problem))
-        except KeyboardInterrupt as interruption:
-            signals.ignore()  # the last words take no time
-            _last_words(job, "Interrupted")
-            return signals.exit_status(interruption)
-        except (OSError, MemoryError) as problem:
-            _last_words(job, f"Cannot go on: {in_a_line(str(problem))}")
-            return 1
-        except Exception:
+        except (KeyboardInterrupt, Exception) as problem:
+            # Whatever breaks after a signal is broken by it: a library that cannot be interrupted,
+            # a worker that got the signal, too.
+            if came or isinstance(problem, KeyboardInterrupt):
+                signals.ignore()  # the last words take no time
+                _last_words(job, "Interrupted")
+                return 128 + (came[0] if came else signal.SIGINT)
+            if isinstance(problem, (CannotRun, DataError)):
+                parser.error(str(problem))
+            if isinstance(problem, (OSError, MemoryError)):
+                _last_words(job, f"Cannot go on: {in_a_line(str(problem))}")
+                return 1
             _last_words(job, "Stopped by an error")
             raise
 

@@ -52,6 +52,10 @@ OnDrawn = Callable[[int, int], None]  # images drawn so far, images wanted
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor]  # training images, labels; test images, labels
 
 
+# A directory that the user named is left as it is.
+_ANEW = "put a good copy there, or remove all four: without --data-dir they are downloaded again"
+
+
 class DataError(Exception):
     """The data cannot be used; the text says why and what to do about it."""
 
@@ -170,27 +174,32 @@ def _find(data_dir: Path) -> Path | None:
         if data_dir.exists() and not data_dir.is_dir():
             raise DataError(f"{data_dir} is not a directory")
         for folder in (data_dir / layout for layout in LAYOUTS):
-            missing = [name for name in FILES if not _lies_there(folder, name)]
+            missing = [name for name in FILES if _path_of(folder, name) is None]
             if not missing:
                 return folder
             if len(missing) < len(FILES):
                 raise DataError(
                     f"{folder / missing[0]} is missing, though others of MNIST's four files are "
-                    f"there; put it there, or remove {folder} to have all of them downloaded again"
+                    f"there; {_ANEW}"
                 )
     return None
 
 
-def _lies_there(folder: Path, name: str) -> bool:
-    return any(os.path.lexists(folder / f"{name}{ending}") for ending in ("", ".gz"))
+def _path_of(folder: Path, name: str) -> Path | None:
+    """Of a file or its archive, whatever lies there; an error if that cannot be told."""
+    for path in (folder / name, folder / f"{name}.gz"):
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return path
+    return None
 
 
 def _read(folder: Path, name: str) -> Tensor:
     """What follows a file's header, if its MD5 is right; a file that is too big is not read."""
-    path = folder / name
-    with _reading(path):
-        if not os.path.lexists(path):
-            path = folder / f"{name}.gz"
+    with _reading(folder / name):
+        path = _path_of(folder, name) or folder / name
         size = path.stat().st_size
         if not path.is_file() or size > MOST_BYTES:
             raise DataError(f"{path} ({size:,} bytes) is not MNIST's {name}; replace it")
@@ -199,16 +208,12 @@ def _read(folder: Path, name: str) -> Tensor:
             with opener(path, "rb") as file:
                 content = bytearray(file.read(MOST_BYTES + 1))
         except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
-            raise DataError(
-                f"{path} is corrupt or truncated ({problem}); replace it, or remove {folder} to "
-                "have it downloaded again"
-            ) from problem
+            raise DataError(f"{path} is corrupt or truncated ({problem}); {_ANEW}") from problem
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != FILES[name]:
         raise DataError(
             f"{path} ({size:,} bytes) is corrupt or truncated: the MD5 of its content is {found} "
-            f"and should be {FILES[name]}; replace it, or remove {folder} to have it downloaded "
-            "again"
+            f"and should be {FILES[name]}; {_ANEW}"
         )
     header = next(size for part, size in HEADERS.items() if part in name)
     return torch.frombuffer(content, dtype=torch.uint8, offset=header)

@@ -260,7 +260,9 @@ def markdown_table(pairs: list[Pair]) -> str:
 
 def plain(text: str) -> str:
     """Somebody's text as Markdown shows it and nothing else: no HTML, link, picture or heading."""
-    words = re.sub(r"([\\`*\[\]|])|^([#+\-=~])(?=.)", r"\\\1\2", re.sub(r"\s*[\r\n]+\s*", " ", text))
+    words = re.sub(
+        r"([\\`*\[\]|])|^([#+\-=~])(?=.)", r"\\\1\2", re.sub(r"\s*[\r\n]+\s*", " ", text)
+    )
     return escape(words, quote=False)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -157,3 +159,10 @@ def small_net(*widths: int) -> nn.Sequential:
         for p in made.parameters():
             p.copy_(torch.linspace(-1, 1, p.numel()).view_as(p))
     return made
+
+
+with_torchs_arithmetic = pytest.mark.skipif(
+    platform.machine().lower() not in ("x86_64", "amd64")
+    or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
+    reason="torch's loop has the engine's multiply-adds only on x86-64 with AVX2 or AVX512",
+)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -42,6 +41,7 @@ from .cases import (
     parameters,
     same_bits,
     train,
+    with_torchs_arithmetic,
 )
 from .ieee import assert_step, differing
 
@@ -53,12 +53,6 @@ LINEAR = ("SGD", "Momentum")
 # One without step counts, whose first step is another, and one with, which takes a root.
 TWO = [Case("Momentum", {"lr": 0.1, "weight_decay": 0.1}), Case("Adam", {"lr": 0.1})]
 each_of_two = pytest.mark.parametrize("case", TWO, ids=str)
-
-with_torchs_arithmetic = pytest.mark.skipif(
-    platform.machine().lower() not in ("x86_64", "amd64")
-    or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
-    reason="torch's loop has the engine's multiply-adds only on x86-64 with AVX2 or AVX512",
-)
 
 # Around the widths of vectors; one that two threads share.
 SIZES = (0, 1, 3, 7, 8, 63, 64, 65, 4097, 65_601)

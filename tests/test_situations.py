@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import ieee
-from .cases import give_gradients, leaves
+from .cases import give_gradients, leaves, with_torchs_arithmetic
 from .situations import (
     ENGINES,
     INEXACT,
@@ -105,7 +105,13 @@ def close(ours: Optimizer, theirs: Optimizer) -> None:
 
 
 PARAMS = [
-    pytest.param(s, name, engine, id=f"{title}-{name}-{engine}")
+    pytest.param(
+        s,
+        name,
+        engine,
+        id=f"{title}-{name}-{engine}",
+        marks=[with_torchs_arithmetic] if engine == "fused" else [],
+    )
     for title, s in SITUATIONS.items()
     for name in s.of
     for engine in s.engines

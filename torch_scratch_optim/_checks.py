@@ -7,7 +7,6 @@ taken once; at later steps torch's own guards, one call from C++, compare all th
 from __future__ import annotations
 
 from array import array
-from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from itertools import zip_longest
@@ -22,6 +21,7 @@ from .engines import KIND, ORDINARY, Kind, are_mixed, gathers, in_memory_order
 if TYPE_CHECKING:
     from .optimizer import ScratchOptimizer
 
+WIDE = {torch.float32, torch.float64}
 HOST = {(torch.device("cpu"), torch.float32)}  # where torch keeps step counts
 
 
@@ -45,13 +45,14 @@ class Checked:
     ) -> None:
         self.letters = tuple(columns)
         self.sizes = array("q", [p.numel() for p in columns["p"]])
+        negated = any(map(Tensor.is_neg, tensors))  # such tensors have no _foreach_ operations
         kinds = [set(map(KIND, column)) for column in columns.values()]
         self.kinds: tuple[Kind, ...] | None = None
         if (
             columns["p"][0].device.type != "meta"
             and {len(kind) for kind in kinds} == {1}
             and len({device for kind in kinds for device, _ in kind}) == 1
-            and not any(map(Tensor.is_neg, tensors))
+            and not negated
             and (
                 all(map(Tensor.is_contiguous, tensors))
                 or None not in map(in_memory_order, zip(*columns.values(), strict=True))
@@ -61,7 +62,7 @@ class Checked:
         self.on_gpu = self.kinds is not None and self.kinds[0][0].type == "cuda"
         self.steps: set[Kind] = set(map(KIND, steps))
         self.mixed = are_mixed(columns.values())
-        self.gathers = gathers(columns["p"], self.sizes)
+        self.gathers = gathers(columns["p"], self.sizes) and not negated
         self.kernels: dict[Any, Any] = {}
         self.peek: Callable[[array[int]], float] | None = None
         self._length = len(tensors)
@@ -91,22 +92,29 @@ class Checked:
 def check_shapes(
     optimizer: ScratchOptimizer, group: Group, columns: dict[str, list[Tensor]]
 ) -> None:
-    """Refuse tensors of another shape than their parameter, in torch's words and by name.
+    """Refuse tensors that no engine may move with their parameter, in torch's words and by name.
 
     Raises:
-        RuntimeError: there is one.
+        RuntimeError: one has another shape, or is on another device.
     """
+    what = {"p": "parameter", "g": "gradient"} | optimizer.columns(group)
     for letter, column in columns.items():
         for p, t in zip(columns["p"], column, strict=True):
+            if p.device != t.device:
+                raise RuntimeError(
+                    "Expected all tensors to be on the same device, but found at least two "
+                    f"devices, {p.device} and {t.device}! "
+                    f"{name_of(optimizer, p, group)} is on the first, its {what[letter]} on the "
+                    "second"
+                )
             if p.shape != t.shape:
                 sizes = list(zip_longest(reversed(p.shape), reversed(t.shape), fillvalue=1))
                 at = next((i for i, (a, b) in enumerate(sizes) if a != b), len(sizes) - 1)
-                what = "gradient" if letter == "g" else optimizer.columns(group)[letter]
                 raise RuntimeError(
                     f"The size of tensor a ({sizes[at][0]}) must match the size of tensor b "
                     f"({sizes[at][1]}) at non-singleton dimension {len(sizes) - 1 - at}: "
                     f"{name_of(optimizer, p, group)} has the shape {list(p.shape)}, "
-                    f"its {what} {list(t.shape)}"
+                    f"its {what[letter]} {list(t.shape)}"
                 )
 
 
@@ -151,14 +159,14 @@ def next_counts(steps: list[Tensor]) -> list[float]:
             "API has changed, `state_steps` argument must contain a list of singleton tensors"
         )
     counts = [n + 1.0 for n in map(Tensor.item, steps)]
-    if max(counts) > 2**24:  # beyond that float32 counts no further
-        counts = [step.add(1).item() for step in steps]
-    if len(set(map(id, steps))) < len(steps):  # shared: counted once for each, as torch does
-        before = Counter[int]()
-        for i, step in enumerate(steps):
-            counts[i] += before[id(step)]
-            before[id(step)] += 1
-    return counts
+    whole = {step.dtype for step in steps} <= WIDE and all(
+        n % 1 == 0 and n <= 2**24 for n in counts
+    )
+    if whole and len(set(map(id, steps))) == len(steps):
+        return counts
+    # Counted on copies: with the rounding of their dtype, those that are shared once for each.
+    copies = {id(step): step.clone() for step in steps}
+    return [copies[id(step)].add_(1).item() for step in steps]
 
 
 def count(steps: list[Tensor]) -> None:

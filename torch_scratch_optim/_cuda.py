@@ -17,6 +17,7 @@ import torch
 
 from ._checks import overlap
 from ._disk_cache import cached
+from .engines import FLOAT_MAX
 
 OLDEST = (7, 0)  # the first compute capability that is served
 CHUNK, THREADS = 4096, 512  # elements that a block moves, and its threads
@@ -32,7 +33,6 @@ typedef long long int64_t;
 #define FEW_WORDS {FEW_WORDS}
 #define MANY_WORDS {MANY_WORDS}
 """
-FLOAT_MAX = torch.finfo(torch.float32).max
 
 
 class CudaKernel:

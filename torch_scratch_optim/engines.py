@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import update_wrapper
 from itertools import chain, compress, repeat
+from math import inf
 from operator import attrgetter
 from typing import Any
 
@@ -41,6 +42,7 @@ FEW = 16
 # How the gradient is made that a rule is given; a rule's own scalars have other names.
 GRADIENT = ("gradient.inverse_scale", "gradient.maximize", "gradient.l2")
 
+HALF_MAX, FLOAT_MAX = (torch.finfo(dtype).max for dtype in (torch.float16, torch.float32))
 KIND = attrgetter("device", "dtype")
 PLAIN = {float, int, bool, type(None)}
 ORDINARY = {Tensor, torch.nn.Parameter}  # neither shards nor other subclasses
@@ -115,7 +117,7 @@ def loop(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
 
 def _loop(rule: Callable[..., None], table: Table, scalars: Sequence[Scalars]) -> None:
     call, columns = by_position(rule, table.columns, scalars[0])
-    each = repeat(numbers(scalars[0])) if len(scalars) == 1 else map(numbers, scalars)
+    each = repeat(scalars[0]) if len(scalars) == 1 else scalars
     for i, (size, own, *row) in enumerate(zip(table.sizes, each, *columns, strict=False)):
         if size <= CPU_BLOCK:
             call(*row, **own)
@@ -163,7 +165,6 @@ def foreach(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
     if True in alone:
         loop(rule, table.pick(alone), scalars)
         table = table.pick([not a for a in alone])
-    scalars = numbers(scalars)
     for kinds, some in table.by_kind() if table.sizes else ():
         most = GRAIN if kinds[0][0].type == "cpu" else DEVICE_BLOCK
         if max(some.sizes) > DEVICE_BLOCK:
@@ -182,7 +183,6 @@ def gathers(params: Sequence[Tensor], sizes: Sequence[int]) -> bool:
 
 def mixed(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
     """Run the rule on rows whose tensors differ in dtype, which a list of one tensor allows."""
-    scalars = numbers(scalars)
     for block in chain.from_iterable(map(cut, table.rows())):
         rule(**{letter: TensorList([tensor]) for letter, tensor in block.items()}, **scalars)
 
@@ -195,7 +195,6 @@ def are_mixed(columns: Iterable[Sequence[Tensor]]) -> bool:
 
 def whole(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
     """Run the rule on one tensor at a time, as it is: subclasses may not know how to be cut."""
-    scalars = numbers(scalars)
     for row in table.rows():
         rule(**row, **scalars)
 
@@ -275,6 +274,21 @@ def numbers(scalars: Scalars) -> dict[str, Any]:
     if PLAIN.issuperset(map(type, scalars.values())):
         return scalars
     return {k: v.item() if isinstance(v, Tensor) else v for k, v in scalars.items()}
+
+
+def may_not_fit(scalars: Scalars, most: float) -> bool:
+    """Whether a scalar is finite but larger than `most`, or no number at all."""
+    present = [value for value in scalars.values() if value is not None]
+    return any(type(value) not in PLAIN or most < abs(value) < inf for value in present)
+
+
+def try_out(rule: Callable[..., None], table: Table, scalars: Sequence[Scalars]) -> None:
+    """Run the rule on tensors without elements, so that torch refuses scalars before it moves some
+    of a row and not the rest."""
+    for kinds, _ in table.by_kind():
+        for own in {id(own): own for own in scalars}.values():
+            empty = [torch.empty(0, device=device, dtype=dtype) for device, dtype in kinds]
+            rule(**{k: TensorList([t]) for k, t in zip(table.columns, empty, strict=True)}, **own)
 
 
 def cut(row: Row) -> Iterable[Row]:

@@ -38,9 +38,14 @@ def is_capturing() -> bool:
 
 def count_on_device(steps: list[Tensor]) -> Tensor:
     """Count one more step, and say how many that makes, one number for each parameter."""
-    torch._foreach_add_(steps, 1)
+    device = steps[0].device
+    if len(set(map(id, steps))) == len(steps):
+        torch._foreach_add_(steps, 1)
+        counts = [step.to(device) for step in steps]
+    else:  # what is shared is counted once for each
+        counts = [step.add_(1).to(device, copy=True) for step in steps]
     # In double precision, as Python counts, or 1 − β₂ᵗ would have few digits.
-    return torch.stack([step.to(steps[0].device) for step in steps]).double()
+    return torch.stack(counts).double()
 
 
 def shards(columns: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:

@@ -212,7 +212,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
 
     def _update(self, work: Work) -> Update:
         group, table, checked = work.group, work.table, work.checked
-        engine = work.engine or self.engine(group)
+        own_engine = None if work.engine else self.engine(group)
+        engine = work.engine or own_engine
+        if group.get("fused"):
+            check_contradictions({"fused": True, "differentiable": group.get("differentiable")})
         on_gpu = checked if checked is not None and checked.on_gpu else None
         capturable, fused = group.get("capturable"), group.get("fused")
         if on_gpu and not engine and (fused or capturable):
@@ -225,12 +228,15 @@ class ScratchOptimizer(torch.optim.Optimizer):
             return partial(engines.run_all, [])
         scale: Tensor | None = getattr(self, "grad_scale", None)
         gradient = _gradient(group, None if scale is None else 1 / scale.item())
-        if not (engine or capturable or group.get("differentiable")):
-            gradient = engines.numbers(gradient)
         if capturable:
             move = partial(self._by_tensors_on_device, work, gradient)
             return partial(self._finish, work.new, move, [])
         scalars = self._scalars(work)
+        if own_engine is None and not group.get("differentiable"):  # those may want tensors
+            gradient, *scalars = map(engines.numbers, [gradient, *scalars])
+            most = engines.FLOAT_MAX if fused else engines.HALF_MAX
+            if any(engines.may_not_fit(own, most) for own in scalars):
+                engines.try_out(engines.descending(self.rule, gradient), table, scalars)
         planned = None
         default = not engine and len(scalars) == 1 and group.get("foreach") is None
         if fused and not engine:

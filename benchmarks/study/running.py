@@ -104,8 +104,11 @@ def _laid_down(data: Split) -> Iterator[str]:
     opened = Path("/proc", str(os.getpid()), "fd")
     make = tempfile.TemporaryFile if opened.exists() else tempfile.NamedTemporaryFile
     with make(prefix="study-") as file:
-        torch.save(vars(data), file)
-        file.flush()
+        try:
+            torch.save(vars(data), file)
+            file.flush()
+        except RuntimeError as problem:  # torch's word for a file that takes only a part
+            raise OSError(f"no room for the digits in {tempfile.gettempdir()}") from problem
         yield str(opened / str(file.fileno())) if opened.exists() else file.name
 
 

@@ -31,8 +31,8 @@ from benchmarks.study.trial import (
 )
 from benchmarks.training import shuffled
 from torch_scratch_optim import ScratchOptimizer
+from torch_scratch_optim._options import Group
 from torch_scratch_optim.engines import Engine, Table, block_size, functional
-from torch_scratch_optim.optimizer import Group
 
 EVALUATED_AT_ONCE = 1000  # images; the activations of all nets should fit a cache
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.claims import LOCK
 from benchmarks.command import CannotRun
-from benchmarks.reading import Shape, among, faults, read_results
+from benchmarks.reading import Shape, among, faults, read_results, whole
 from benchmarks.record import RunRecorder, machine, versions, write_json
 from benchmarks.study.files import DATASETS, STUDY_FILE, TRIALS, read_trial
 from benchmarks.study.protocol import Study, winner_of
@@ -35,7 +35,9 @@ class Store:
     def __init__(self, out: Path) -> None:
         self.out = out
         try:
-            self.content: dict[str, Any] | None = read_results(out / STUDY_FILE, {}, "a study")
+            self.content: dict[str, Any] | None = read_results(
+                out / STUDY_FILE, {"protocol": whole()}, "a study"
+            )
         except FileNotFoundError:
             self.content = None
         strangers = out.is_dir() and any(path.name != LOCK for path in out.iterdir())

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
+import shutil
 import threading
 import time
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -97,12 +101,136 @@ def test_compressed_originals_need_no_network(raw: Path, tmp_path: Path) -> None
     assert load("mnist", tmp_path).name == MNIST_NAME
 
 
-def test_a_truncated_archive_is_named(raw: Path, tmp_path: Path) -> None:
+FIRST = "train-images-idx3-ubyte"
+
+
+def compress(raw: Path) -> Path:
     for name in small_mnist():
-        (raw / f"{name}.gz").write_bytes(gzip.compress((raw / name).read_bytes())[:-9])
+        (raw / f"{name}.gz").write_bytes(gzip.compress((raw / name).read_bytes()))
         (raw / name).unlink()
-    with pytest.raises(DataError, match=r"\.gz is corrupt or truncated"):
-        load("auto", tmp_path)
+    return raw / f"{FIRST}.gz"
+
+
+def truncated(raw: Path) -> None:
+    archive = compress(raw)
+    archive.write_bytes(archive.read_bytes()[:-9])
+
+
+def with_a_flipped_bit(raw: Path) -> None:
+    archive = compress(raw)
+    content = bytearray(archive.read_bytes())
+    content[20] ^= 0x10  # zlib finds it, before any checksum is compared
+    archive.write_bytes(content)
+
+
+def that_is_no_archive(raw: Path) -> None:
+    compress(raw).write_bytes(b"none")
+
+
+def that_grows(raw: Path) -> None:
+    with gzip.open(compress(raw), "wb", compresslevel=1) as file:
+        for _ in range(100):
+            file.write(bytes(10**6))
+
+
+def of_other_content(raw: Path) -> None:
+    compress(raw).write_bytes(gzip.compress(b"something else"))
+
+
+def of_three_gigabytes(raw: Path) -> None:
+    with (raw / FIRST).open("r+b") as file:
+        file.truncate(3 * 2**30)
+
+
+def archive_of_three_gigabytes(raw: Path) -> None:
+    with compress(raw).open("r+b") as file:
+        file.truncate(3 * 2**30)
+
+
+def that_is_a_pipe(raw: Path) -> None:
+    (raw / FIRST).unlink()
+    os.mkfifo(raw / FIRST)
+
+
+def that_is_a_directory(raw: Path) -> None:
+    (raw / FIRST).unlink()
+    (raw / FIRST).mkdir()
+
+
+def that_is_a_link_to_nothing(raw: Path) -> None:
+    (raw / FIRST).unlink()
+    (raw / FIRST).symlink_to("nothing")
+
+
+def in_a_loop_of_links(raw: Path) -> None:
+    shutil.rmtree(raw)
+    raw.symlink_to("raw")
+
+
+@pytest.mark.parametrize("kind", ["auto", "mnist"])
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (truncated, "corrupt or truncated .*end-of-stream"),
+        (with_a_flipped_bit, "corrupt or truncated .*decompressing"),
+        (that_is_no_archive, "corrupt or truncated .*gzipped"),
+        (that_grows, "corrupt or truncated: the MD5"),
+        (of_other_content, "corrupt or truncated: the MD5"),
+        (of_three_gigabytes, "3,221,225,472 bytes. is not MNIST's"),
+        (archive_of_three_gigabytes, "3,221,225,472 bytes. is not MNIST's"),
+        (that_is_a_pipe, "is not MNIST's"),
+        (that_is_a_directory, "is not MNIST's"),
+        (that_is_a_link_to_nothing, "No such file"),
+        (in_a_loop_of_links, "Too many levels of symbolic links"),
+    ],
+)
+def test_what_is_not_mnists_is_told_in_a_line_and_costs_little_memory(
+    spoil: Callable[[Path], None], complaint: str, named: bool, kind: str, raw: Path, tmp_path: Path
+) -> None:
+    spoil(raw)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=complaint):
+            load_digits(kind, tmp_path, torch.device("cpu"), 20, 10, named=named)
+        assert tracemalloc.get_traced_memory()[1] < 4 * data.MOST_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("inside", ["", "MNIST", "MNIST/raw"])
+@pytest.mark.parametrize("archives", [False, True])
+def test_a_directory_may_be_named_at_any_depth(
+    inside: str, archives: bool, raw: Path, tmp_path: Path
+) -> None:
+    if archives:
+        compress(raw)
+    found = load_digits("auto", tmp_path / inside, torch.device("cpu"), 20, 10, named=True)
+    assert found.name == MNIST_NAME
+
+
+@pytest.mark.parametrize("kind", ["auto", "mnist"])
+@pytest.mark.parametrize("name", ["new", "empty"])
+def test_a_directory_that_was_named_is_neither_filled_nor_replaced(
+    kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "MNIST", fake_download(small_mnist()))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=f"no MNIST in .*{name}: .*{name}/MNIST/raw/{FIRST}"):
+        load_digits(kind, tmp_path / name, torch.device("cpu"), 20, 10, named=True)
+    drawn = load_digits("drawn", tmp_path / name, torch.device("cpu"), 20, 10, named=True)
+    assert drawn.name == DRAWN_NAME
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_the_environment_names_a_directory_and_an_option_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(data.DATA_DIR_VARIABLE, raising=False)
+    assert data.find_data_dir(None) == (Path("data"), False)
+    monkeypatch.setenv(data.DATA_DIR_VARIABLE, "theirs")
+    assert data.find_data_dir(None) == (Path("theirs"), True)
+    assert data.find_data_dir(Path("mine")) == (Path("mine"), True)
 
 
 def test_without_network_auto_draws_and_leaves_the_folder_alone(tmp_path: Path) -> None:

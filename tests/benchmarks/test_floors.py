@@ -9,11 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = [
-    {"claims", "command", "data", "drawn", "landscapes", "lookalikes", "memory", "nets", "optimizers",
-     "options", "option_cases", "processes", "reading", "record", "shapes", "signals", "workers"},
+    {"claims", "command", "data", "drawn", "landscapes", "lookalikes", "memory", "nets",
+     "optimizers", "options", "option_cases", "processes", "reading", "record", "shapes",
+     "signals", "workers"},
     {"trainee", "training", "report", "pictures", "entrants", "stopwatch", "step_report", "atlas",
      "equivalence_report"},
-    {"mnist", "mnist_options", "step_time", "equivalence", "gradient_release", "readme", "facts"},
+    {"mnist", "mnist_options", "step_time", "equivalence", "gradient_release", "facts"},
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import readme
+from benchmarks import facts as recorded_facts
 from benchmarks.optimizers import CONTENDERS
 from benchmarks.study.report import write
 from benchmarks.study.report.__main__ import main
@@ -166,8 +166,8 @@ def test_the_readmes_table_is_made_of_the_summary(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(out, tmp_path / "study", ignore=shutil.ignore_patterns("trials"))
-    monkeypatch.setattr(readme, "RESULTS", tmp_path)
-    table = readme.study_table()
+    monkeypatch.setattr(recorded_facts, "RESULTS", tmp_path)
+    table = recorded_facts.study_table()
     assert "drawn digits" in table
     assert "| relu | 2 = | AdamW | lr\u00a00.001 | 98.00 (97.97 … 98.03) |" in table
     (sgd,) = [line for line in table.splitlines() if line.startswith("| relu | 4 | SGD")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from benchmarks.study import running
 from benchmarks.study.running import units
 from benchmarks.study.trial import SEARCH, Settings, Trial, train
+from tests.benchmarks.children import child, processes_of, wait_until
 from tests.benchmarks.study_jobs import TINY_STUDY, contents, run_study, trial_files
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -121,48 +121,30 @@ def test_a_disk_that_is_full_leaves_no_broken_file(
     assert not list((tmp_path / "study").rglob("*.partial"))
 
 
-COMMAND = [sys.executable, "-m", "benchmarks.study", "--no-published", *TINY_STUDY]
-ENDLESS = ("--workers", "2", "--epochs", "100000", "--test-size", "61")
-
-
-def processes_of(group: int) -> list[int]:
-    found = subprocess.run(["ps", "-eo", "pid,pgid"], capture_output=True, text=True, check=True)
-    rows = [line.split() for line in found.stdout.splitlines()[1:]]
-    return [int(pid) for pid, its in rows if int(its) == group]
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+ENDLESS = ("--workers", "2", "--epochs", "100000", "--test-size", "61", "--no-published")
 
 
 @pytest.fixture
 def endless(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A study that two processes are in the middle of."""
-    child = subprocess.Popen(
-        [*COMMAND, *ENDLESS, "--out", str(tmp_path / "endless")],
-        start_new_session=True, text=True, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    # Itself, multiprocessing's tracker and two workers.
-    wait_until(lambda: len(processes_of(child.pid)) >= 4)
-    time.sleep(3)
-    yield child
-    for process in processes_of(child.pid):
-        os.kill(process, signal.SIGKILL)
-    child.communicate()
+    names = ("-m", "benchmarks.study", *TINY_STUDY, *ENDLESS, "--out", str(tmp_path / "endless"))
+    (tmp_path / "temporary").mkdir()
+    with child(*names, TMPDIR=str(tmp_path / "temporary")) as process:
+        wait_until(lambda: len(processes_of(process.pid, "spawn_main")) == 2)
+        time.sleep(3)
+        yield process
 
 
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
 def test_no_worker_outlives_the_command(
-    endless: subprocess.Popen[str], number: signal.Signals, status: int
+    endless: subprocess.Popen[str], number: signal.Signals, status: int, tmp_path: Path
 ) -> None:
     os.kill(endless.pid, number)
     assert endless.wait(60) == status
     wait_until(lambda: not processes_of(endless.pid))
+    assert not list((tmp_path / "temporary").rglob("*")), "the digits are gone with them"
 
 
 def test_workers_find_what_one_process_finds(finished_study: Path, tmp_path: Path) -> None:

@@ -1,0 +1,111 @@
+"""Read results that may come from anywhere: nothing in them is believed before it is looked at.
+
+A shape says what a file must hold: a check for each name, or a shape again. Whatever else the file
+holds goes nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.command import CannotRun
+from benchmarks.record import read_json
+
+Check = Callable[[Any], bool]
+Shape = Mapping[str, Any]  # to checks and shapes
+
+
+def number(value: Any) -> bool:
+    most = {float: 1e100, int: 2**63}.get(type(value), 0)  # what NumPy can hold and draw
+    return most > 0 and -most < value < most
+
+
+def positive(value: Any) -> bool:
+    return number(value) and value > 0
+
+
+def share(value: Any) -> bool:
+    return number(value) and 0 <= value <= 1
+
+
+def whole(least: int = 0, most: int = 2**63 - 1) -> Check:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def yes_or_no(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) < 5_000
+
+
+def among(valid: Collection[str]) -> Check:
+    return lambda value: isinstance(value, str) and value in valid
+
+
+def perhaps(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def many(check: Check, least: int = 0) -> Check:
+    return lambda value: isinstance(value, list) and len(value) >= least and all(map(check, value))
+
+
+def mapping(names: Check, values: Check) -> Check:
+    return lambda value: (
+        isinstance(value, dict) and all(map(names, value)) and all(map(values, value.values()))
+    )
+
+
+def shaped(shape: Shape) -> Check:
+    return lambda value: not any(faults(value, shape))
+
+
+def columns(names: Collection[str], values: Check, least: int = 0, **own: Check) -> Check:
+    """Lists of one length under exactly these names; a column may have a check of its `own`."""
+
+    def check(value: Any) -> bool:
+        return (
+            isinstance(value, dict)
+            and value.keys() == set(names)
+            and all(many(own.get(name, values), least)(column) for name, column in value.items())
+            and len({len(column) for column in value.values()}) == 1
+        )
+
+    return check
+
+
+def faults(content: Any, shape: Shape, within: str = "") -> Iterator[str]:
+    """What is missing or wrong, in words."""
+    if not isinstance(content, dict):
+        yield f"{within or 'all of it'} is {content!r:.60}"
+        return
+    for name, check in shape.items():
+        place = f"{within}.{name}" if within else name
+        if name not in content:
+            yield f"it lacks {place}"
+        elif isinstance(check, Mapping):
+            yield from faults(content[name], check, place)
+        elif not check(content[name]):
+            yield f"{place} is {content[name]!r:.60}"
+
+
+def read_results(path: Path, shape: Shape, what: str) -> dict[str, Any]:
+    """The content of a file that holds, say, a trial.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        CannotRun: it is something else; the text says what is wrong.
+    """
+    try:
+        content = read_json(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as problem:
+        raise CannotRun(f"{path} cannot be read: {problem}; remove or replace it") from problem
+    if wrong := next(faults(content, shape), None):
+        raise CannotRun(f"{path} does not hold {what}: {wrong}; remove or replace it")
+    return content

@@ -1,0 +1,99 @@
+"""Ctrl-C and SIGTERM, handled alike in every command; imports nothing that takes time.
+
+A signal that is ignored when the program starts (nohup, `&` in a script) stays ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, NoReturn
+
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
+Handlers = dict[signal.Signals, Any]
+ONE_WISH = 5.0  # seconds in which a second Ctrl-C only says again what the first one said
+
+
+def end_at_once() -> None:
+    """From now on a signal ends the process with one line: for a time when nothing is to be kept.
+
+    Nothing is raised, for an exception in the middle of an import prints a traceback, or is lost.
+    """
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        with suppress(OSError):
+            os.write(1, b"Interrupted.\n")
+        os._exit(128 + number)
+
+    _handle(end)
+
+
+def ignore() -> None:
+    """From now on the process ends by itself, soon."""
+    _handle(signal.SIG_IGN)
+
+
+@contextmanager
+def as_exceptions() -> Iterator[list[int]]:
+    """In this block each signal raises KeyboardInterrupt; yields the numbers of those that came.
+
+    One that comes right after another is not raised, for it would break off what the first one has
+    begun. A later one is, for the first may have been lost where Python drops exceptions.
+    """
+    came: list[int] = []
+    heard = -ONE_WISH
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        if (now := time.monotonic()) - heard >= ONE_WISH:
+            heard = now
+            came.append(number)
+            raise KeyboardInterrupt
+
+    before = _handle(leave)
+    try:
+        yield came
+    finally:
+        _restore(before)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Signals that come in this block take effect after it; processes begun in it see no Ctrl-C.
+
+    A terminal sends Ctrl-C to all processes. One that is only beginning has no handler yet, and
+    would print a traceback; but it inherits which signals are blocked.
+    """
+    came: list[int] = []
+    before = _handle(lambda number, frame: came.append(number))
+    block = getattr(signal, "pthread_sigmask", None) if before else None
+    mask = block(signal.SIG_BLOCK, {signal.SIGINT}) if block else None
+    try:
+        yield
+    finally:
+        if block:
+            block(signal.SIG_SETMASK, mask)
+        _restore(before)
+        for number in came[:1]:
+            signal.raise_signal(number)
+
+
+def _handle(handler: Callable[[int, FrameType | None], Any] | signal.Handlers) -> Handlers:
+    """Returns the handlers before; nothing changes in a thread, which gets no signals."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    theirs = {n: old for n, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for number in theirs:
+        signal.signal(number, handler)
+    return theirs
+
+
+def _restore(before: Handlers) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler)

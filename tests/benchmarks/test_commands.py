@@ -1,0 +1,429 @@
+"""Situations × commands: each begins, is interrupted, fails and ends as every other does."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks import claims, equivalence, gradient_release, mnist, signals, step_time
+from benchmarks.challenges import __main__ as challenges
+from benchmarks.data import DATA_DIR_VARIABLE, Digits
+from benchmarks.stopwatch import Effort
+from benchmarks.study import __main__ as study
+from benchmarks.study import running as study_running
+from benchmarks.study.published import __main__ as published
+from benchmarks.study.published import running as published_running
+from benchmarks.study.trial import split
+from tests.benchmarks.children import child, processes_of, wait_until
+from tests.benchmarks.conftest import SMALL_NET, TINY
+from tests.benchmarks.files import refused
+from tests.benchmarks.study_jobs import TINY_STUDY, run_study
+from tests.benchmarks.test_challenges_command import TINY as SIZES
+from tests.benchmarks.test_study_published import a_case
+
+EFFORT = Effort(rounds=2, few_rounds=1, seconds=0.01, warm_up=1, copied_bytes=2**16)
+PROGRAMS = (
+    "mnist", "study", "study.published", "study.report", "study.stacking_speed", "challenges",
+    "step_time", "equivalence", "gradient_release",
+)  # fmt: skip
+
+
+ONE = ("--optimizers", "sgd")
+
+
+@dataclass(frozen=True)
+class Command:
+    """How to run it in little time, and the function in which it works."""
+
+    main: Callable[..., int]
+    working: str
+    kept: str = "finished "
+
+    def run(self, out: Path, *more: str) -> int:
+        return self.main("--out", str(out), *more)
+
+
+COMMANDS = {
+    "mnist": Command(
+        lambda *more: mnist.main([*TINY, *SMALL_NET, *ONE, "--nets", "relu", *more]),
+        "benchmarks.mnist:train_pair",
+    ),
+    "study": Command(lambda *more: run_study(Path(), *more), "benchmarks.study.running:train"),
+    "published": Command(
+        lambda *more: published.main(["--budget", "quick", *more]),
+        "benchmarks.study.published.running:_run",
+    ),
+    "challenges": Command(
+        lambda *more: challenges.main(["saddle_points", "--dataset", "drawn", *more], SIZES),
+        "benchmarks.challenges.__main__:png",
+    ),
+    "step_time": Command(
+        lambda *more: step_time.main(
+            [*ONE, "--models", "mnist", "--implementations", "ours-loop", *more], EFFORT
+        ),
+        "benchmarks.stopwatch:Stopwatch.measure", "what was measured",
+    ),
+    "equivalence": Command(
+        lambda *more: equivalence.main(
+            [*ONE, "--quick", "--dtypes", "float32", "--engines", "loop", "--steps", "2", *more], 1
+        ),
+        "benchmarks.equivalence:compare_case", "what was compared",
+    ),
+    "gradient_release": Command(
+        lambda *more: gradient_release.main([*ONE, "--width", "8", "--layers", "1", *more]),
+        "benchmarks.gradient_release:_apart", "what was measured",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=COMMANDS)
+def command(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, digits: Digits,
+    no_pictures: None, no_report: None,
+) -> Command:  # fmt: skip
+    """A command whose work takes no time, and of which it does not matter what comes out."""
+    monkeypatch.setattr(published, "CASES", {"a": a_case([])})
+    monkeypatch.setattr(published_running, "CASES", {"a": a_case([])})
+    monkeypatch.setattr(published, "load_mnist", lambda *arguments: digits)
+    light = dataclasses.replace(
+        challenges.EXPERIMENTS["saddle_points"],
+        measure=lambda setup, on_progress: {}, findings=lambda facts: [],
+        draw=lambda facts: {"f": Figure()},
+    )  # fmt: skip
+    monkeypatch.setitem(challenges.EXPERIMENTS, "saddle_points", light)
+    monkeypatch.setattr(
+        gradient_release, "_apart", lambda **settings: gradient_release.measure(**settings)
+    )
+    monkeypatch.setattr(equivalence, "draw_atlas", lambda recorded: b"picture")
+    monkeypatch.setattr(step_time, "draw_ratios", lambda recorded: b"picture")
+    return COMMANDS[request.param]
+
+
+@pytest.fixture(autouse=True)
+def hears_ctrl_c() -> Iterator[None]:
+    """Also where pytest was begun with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def meanwhile(
+    command: Command, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]
+) -> list[None]:
+    """Let something happen when the command first works; returns a list of what it did."""
+    done: list[None] = []
+    work = resolve_name(command.working)
+
+    def interposed(*arguments: Any, **options: Any) -> Any:
+        done.append(None)
+        if len(done) == 1:
+            happens()
+        return work(*arguments, **options)
+
+    place, _, name = command.working.replace(":", ".").rpartition(".")
+    monkeypatch.setattr(resolve_name(place), name, interposed)
+    return done
+
+
+# A folder has one command
+
+
+def test_the_second_command_on_a_folder_is_refused(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "new" / "out"
+    said: list[str] = []
+
+    def again() -> None:
+        more = ("--resume",) if command is COMMANDS["mnist"] else ()
+        said.append(refused(lambda: command.run(out), capsys))
+        said.append(refused(lambda: command.run(out, *more), capsys))
+
+    done = meanwhile(command, monkeypatch, again)
+    assert command.run(out) == 0
+    assert done
+    for line in said:
+        assert "another command is at work" in line
+        assert f"--out {out}" in line
+    assert not (out / claims.LOCK).exists()
+
+
+def test_a_lock_that_was_left_behind_locks_nothing(command: Command, tmp_path: Path) -> None:
+    (tmp_path / claims.LOCK).touch()
+    assert command.run(tmp_path) == 0
+    assert not (tmp_path / claims.LOCK).exists()
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_work_and_keeps_what_is_finished(
+    number: signal.Signals, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def come() -> None:
+        os.kill(os.getpid(), number)
+        raise AssertionError("nothing was raised")
+
+    before = [signal.getsignal(one) for one in signals.NUMBERS]
+    meanwhile(command, monkeypatch, come)
+    assert command.run(tmp_path / "out") == 128 + number
+    assert f"Interrupted; {command.kept}" in capsys.readouterr().out
+    assert [signal.getsignal(one) for one in signals.NUMBERS] == before
+    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob(claims.LOCK))
+
+
+def test_a_second_signal_does_not_break_off_what_the_first_began(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    ended: list[str] = []
+
+    def come_twice() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            ended.append("in order")
+
+    meanwhile(command, monkeypatch, come_twice)
+    assert command.run(tmp_path / "out") == 143
+    assert ended
+    assert "Interrupted" in capsys.readouterr().out
+
+
+def test_what_breaks_after_a_signal_is_no_error(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def break_when_interrupted() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("release unlocked lock") from None
+
+    meanwhile(command, monkeypatch, break_when_interrupted)
+    assert command.run(tmp_path / "out") == 130
+    assert "Interrupted" in capsys.readouterr().out
+
+
+def test_a_signal_that_was_lost_can_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with signals.as_exceptions() as came:
+        for now[0] in (0.0, signals.ONE_WISH):
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)  # at once, and nothing is raised
+    assert came == [signal.SIGINT] * 2
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the fixture puts it back
+    with signals.as_exceptions() as came:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert came == []
+
+
+def test_a_held_signal_comes_after_the_block() -> None:
+    ended: list[None] = []
+
+    def hold() -> None:
+        with signals.held():
+            os.kill(os.getpid(), signal.SIGINT)
+            ended.append(None)
+
+    with signals.as_exceptions(), pytest.raises(KeyboardInterrupt):
+        hold()
+    assert ended
+
+
+def test_a_process_that_is_begun_while_signals_are_held_sees_no_ctrl_c() -> None:
+    code = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    for block, blocked in ((signals.held(), "True\n"), (signals.as_exceptions(), "False\n")):
+        with block:
+            found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert found.stdout == blocked
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_signal_during_imports_ends_the_program_with_a_line(
+    name: str, number: signal.Signals
+) -> None:
+    # What is imported is written to stderr; the handler stands as soon as NumPy's turn has come.
+    with child("-X", "importtime", "-m", f"benchmarks.{name}") as process:
+        assert process.stderr is not None
+        while "numpy" not in (line := process.stderr.readline()):
+            assert line, "it ended by itself"
+        os.kill(process.pid, number)
+        out, problems = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert out == "Interrupted.\n"
+    assert "Traceback" not in problems
+
+
+def test_who_imports_the_package_keeps_their_handlers() -> None:
+    code = (
+        "import signal; b = signal.getsignal(2); import benchmarks; print(b is signal.getsignal(2))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout == "True\n"
+
+
+def test_ctrl_c_while_workers_begin_prints_no_traceback(tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    names = (*TINY_STUDY, "--workers", "2", "--epochs", "100000", "--no-published")
+    with child("-m", "benchmarks.study", *names, "--out", str(out)) as process:
+        wait_until(lambda: bool(processes_of(process.pid, "spawn_main")))
+        time.sleep(1)  # they are in the middle of their imports
+        for _ in range(2):  # a terminal sends it to all of them
+            os.killpg(process.pid, signal.SIGINT)
+        said, problems = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert problems == ""
+        assert f"--out {out}" in said
+        wait_until(lambda: not processes_of(process.pid))
+
+
+def test_a_full_standard_output_is_told_of_on_the_other() -> None:
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(
+            [sys.executable, "-m", "benchmarks.mnist", "--dataset", "drawn", "--resume"],
+            stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1
+
+
+# Folders that cannot be written
+
+
+def test_a_folder_that_is_removed_meanwhile_ends_the_work(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    meanwhile(command, monkeypatch, lambda: shutil.rmtree(out))
+    assert command.run(out) == 1
+    assert "Removed or cleared meanwhile" in capsys.readouterr().out
+    assert not out.exists(), "it is not made anew"
+
+
+def test_a_full_disk_ends_the_work_and_leaves_no_part_of_a_file(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fill(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    meanwhile(command, monkeypatch, lambda: monkeypatch.setattr(os, "fsync", fill))
+    assert command.run(tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert f"No space left on device; {command.kept}" in said.out
+    assert "Traceback" not in said.err
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+OUTS = {
+    "too long": "x" * 300,
+    "too long below": "new/" + "x" * 300,
+    "too long in all": "/".join(["x" * 200] * 30),
+    "no text": "a\0b",
+    "a file": "file",
+    "below a file": "file/below",
+    "a loop": "loop/below",
+    "nowhere": "/proc/below",
+    "a link as lock": "linked",
+    "a directory as lock": "locked",
+}
+
+
+@pytest.mark.parametrize("out", OUTS.values(), ids=OUTS)
+def test_an_output_folder_that_cannot_be_is_refused(
+    out: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    Path("loop").symlink_to("loop")
+    Path("linked").mkdir()
+    Path("linked", claims.LOCK).symlink_to("../file")
+    Path("locked", claims.LOCK).mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert "cannot be written" in refused(lambda: command.run(Path(out)), capsys)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert Path("file").read_text() == "mine"
+
+
+# Data
+
+NAMED = (
+    ("mistyped", "no MNIST in mistyped"), ("file", "file is not a directory"),
+    ("x" * 300, "File name too long"), ("half", "is missing"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["mnist", "study", "challenges", "published"])
+@pytest.mark.parametrize(
+    ("how", "directory", "complaint"),
+    [
+        *(("environment", *one) for one in NAMED),
+        *(("option", *one) for one in (*NAMED, ("a\0b", "cannot read a\\x00b"))),
+    ],
+)
+def test_a_directory_that_was_named_must_hold_mnist(
+    how: str, directory: str, complaint: str, name: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("half/MNIST/raw").mkdir(parents=True)
+    Path("half/MNIST/raw/t10k-labels-idx1-ubyte").touch()
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ["--out", "out"]
+    if how == "option":
+        arguments += ["--data-dir", directory]
+    else:
+        monkeypatch.setenv(DATA_DIR_VARIABLE, directory)
+    mains: dict[str, Callable[[], int]] = {
+        "mnist": lambda: mnist.main(arguments),
+        "study": lambda: study.main([*arguments, "--workers", "0"]),
+        "challenges": lambda: challenges.main(["saddle_points", *arguments]),
+        "published": lambda: published.main(arguments),
+    }
+    said = refused(mains[name], capsys)
+    assert complaint in said
+    assert ("choose --dataset drawn" in said) == (name != "published" and "no MNIST" in said)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# Workers
+
+
+def test_the_digits_are_laid_down_in_a_file_without_a_name(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with study_running._laid_down(split(digits, 40)) as path:
+        found = torch.load(path, mmap=True, weights_only=True)
+        assert torch.equal(found["labels"], digits.train_labels[:-40])
+        assert not list(tmp_path.iterdir())
