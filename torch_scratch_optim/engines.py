@@ -13,7 +13,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import update_wrapper
 from itertools import chain, compress, repeat
-from math import inf
 from operator import attrgetter
 from typing import Any
 
@@ -276,10 +275,15 @@ def numbers(scalars: Scalars) -> dict[str, Any]:
     return {k: v.item() if isinstance(v, Tensor) else v for k, v in scalars.items()}
 
 
-def may_not_fit(scalars: Scalars, most: float) -> bool:
-    """Whether a scalar is finite but larger than `most`, or no number at all."""
-    present = [value for value in scalars.values() if value is not None]
-    return any(type(value) not in PLAIN or most < abs(value) < inf for value in present)
+def are_unusual(scalars: Iterable[Scalars], most: float) -> bool:
+    """Whether one is larger than `most`, or neither float nor int."""
+    for own in scalars:
+        for value in own.values():
+            if value is not None and value is not True and value is not False:
+                kind = type(value)
+                if (kind is not float and kind is not int) or not -most <= value <= most:
+                    return True
+    return False
 
 
 def try_out(rule: Callable[..., None], table: Table, scalars: Sequence[Scalars]) -> None:

@@ -17,7 +17,7 @@ from . import engines
 from ._checkpoints import check_state_dict
 from ._checks import Checked, check, check_shapes, count, next_counts
 from ._options import Group, check_contradictions, check_flags, meant_by
-from .engines import ORDINARY, Engine, Scalars, Table
+from .engines import GRADIENT, ORDINARY, Engine, Scalars, Table
 from .on_device import check_devices, count_on_device, cut_alike, is_capturing, shards
 
 Update = Callable[[], None]
@@ -214,10 +214,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
         group, table, checked = work.group, work.table, work.checked
         own_engine = None if work.engine else self.engine(group)
         engine = work.engine or own_engine
-        if group.get("fused"):
-            check_contradictions({"fused": True, "differentiable": group.get("differentiable")})
         on_gpu = checked if checked is not None and checked.on_gpu else None
         capturable, fused = group.get("capturable"), group.get("fused")
+        if fused and group.get("differentiable"):
+            check_contradictions(group)
         if on_gpu and not engine and (fused or capturable):
             update = self._by_kernel_on_gpu(work, on_gpu)
             if update:
@@ -233,10 +233,11 @@ class ScratchOptimizer(torch.optim.Optimizer):
             return partial(self._finish, work.new, move, [])
         scalars = self._scalars(work)
         if own_engine is None and not group.get("differentiable"):  # those may want tensors
-            gradient, *scalars = map(engines.numbers, [gradient, *scalars])
             most = engines.FLOAT_MAX if fused else engines.HALF_MAX
-            if any(engines.may_not_fit(own, most) for own in scalars):
-                engines.try_out(engines.descending(self.rule, gradient), table, scalars)
+            if engines.are_unusual((gradient, *scalars), most):
+                gradient, *scalars = map(engines.numbers, (gradient, *scalars))
+                if engines.are_unusual((gradient, *scalars), most):
+                    engines.try_out(engines.descending(self.rule, gradient), table, scalars)
         planned = None
         default = not engine and len(scalars) == 1 and group.get("foreach") is None
         if fused and not engine:
@@ -261,14 +262,14 @@ class ScratchOptimizer(torch.optim.Optimizer):
             look = work.checked.next_counts if work.checked else next_counts
             values = look(work.steps)
         if values.count(values[0]) == len(values):
-            values = values[:1]
-        at = {
-            value: self.scalars(value, work.group)
-            if self.counts_steps
-            else self.scalars(None, work.group) | {"first": value}
-            for value in dict.fromkeys(values)
-        }
+            return [self._scalars_at(values[0], work.group)]
+        at = {value: self._scalars_at(value, work.group) for value in dict.fromkeys(values)}
         return [at[value] for value in values]
+
+    def _scalars_at(self, value: Any, group: Group) -> Scalars:
+        if self.counts_steps:
+            return self.scalars(value, group)
+        return self.scalars(None, group) | {"first": value}
 
     def _finish(self, new: dict[Tensor, Group], move: Update, steps: list[Tensor]) -> None:
         """Move, keep the new state, and count what was moved; if it fails, do neither."""
@@ -483,14 +484,16 @@ def _undecorated(method: Callable[..., None]) -> Callable[..., None]:
     return getattr(method, "__wrapped__", method)
 
 
-def _gradient(group: Group, inverse_scale: Any) -> dict[str, Any]:
+_AS_IT_IS = dict(zip(GRADIENT, (None, False, None), strict=True))
+
+
+def _gradient(group: Group, inverse_scale: Any) -> Scalars:
     """How the gradient is made that a rule descends; see :func:`~.engines.descending`."""
-    decoupled = group.get("decoupled_weight_decay")
-    return {
-        "gradient.inverse_scale": inverse_scale,
-        "gradient.maximize": bool(group.get("maximize")),
-        "gradient.l2": None if decoupled else group.get("weight_decay") or None,
-    }
+    maximize = bool(group.get("maximize"))
+    l2 = None if group.get("decoupled_weight_decay") else group.get("weight_decay") or None
+    if inverse_scale is None and not maximize and l2 is None:
+        return _AS_IT_IS
+    return dict(zip(GRADIENT, (inverse_scale, maximize, l2), strict=True))
 
 
 def _engine(group: Group, table: Table, checked: Checked | None) -> Engine:
