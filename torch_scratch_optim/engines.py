@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import update_wrapper
 from itertools import chain, compress, repeat
+from math import inf
 from operator import attrgetter
 from typing import Any
 
@@ -276,23 +277,25 @@ def numbers(scalars: Scalars) -> dict[str, Any]:
 
 
 def are_unusual(scalars: Iterable[Scalars], most: float) -> bool:
-    """Whether one is larger than `most`, or neither float nor int."""
+    """Whether one is finite but larger than `most`, or neither float nor int."""
     for own in scalars:
         for value in own.values():
             if value is not None and value is not True and value is not False:
                 kind = type(value)
-                if (kind is not float and kind is not int) or not -most <= value <= most:
+                if (kind is not float and kind is not int) or most < abs(value) < inf:
                     return True
     return False
 
 
-def try_out(rule: Callable[..., None], table: Table, scalars: Sequence[Scalars]) -> None:
+def try_out(
+    engine: Engine, rule: Callable[..., None], table: Table, scalars: Sequence[Scalars]
+) -> None:
     """Run the rule on tensors without elements, so that torch refuses scalars before it moves some
     of a row and not the rest."""
     for kinds, _ in table.by_kind():
+        empty = [[torch.empty(0, device=device, dtype=dtype)] for device, dtype in kinds]
         for own in {id(own): own for own in scalars}.values():
-            empty = [torch.empty(0, device=device, dtype=dtype) for device, dtype in kinds]
-            rule(**{k: TensorList([t]) for k, t in zip(table.columns, empty, strict=True)}, **own)
+            engine(rule, Table(dict(zip(table.columns, empty, strict=True))), own)
 
 
 def cut(row: Row) -> Iterable[Row]:

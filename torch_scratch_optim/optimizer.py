@@ -237,7 +237,8 @@ class ScratchOptimizer(torch.optim.Optimizer):
             if engines.are_unusual((gradient, *scalars), most):
                 gradient, *scalars = map(engines.numbers, (gradient, *scalars))
                 if engines.are_unusual((gradient, *scalars), most):
-                    engines.try_out(engines.descending(self.rule, gradient), table, scalars)
+                    rule = engines.descending(self.rule, gradient)
+                    engines.try_out(_engine(group, table, checked), rule, table, scalars)
         planned = None
         default = not engine and len(scalars) == 1 and group.get("foreach") is None
         if fused and not engine:
