@@ -16,8 +16,8 @@ from benchmarks.optimizers import CONTENDERS
 from benchmarks.option_cases import Options, in_words
 from torch_scratch_optim.equivalence import (
     FAR,
-    Divergence,
     Make,
+    Mismatch,
     compare,
     random_gradients,
     random_model,
@@ -53,7 +53,7 @@ def compare_case(
     Returns:
         For each implementation the largest distance in ulps, over all steps; where it is not 0,
         also how many tensors differ, the largest absolute difference of two parameters (None if one
-        is NaN or infinite and the other is not) and the first divergence in words.
+        is NaN or infinite and the other is not) and the first mismatch in words.
     """
     row: Row = {"optimizer": optimizer, "options": in_words(options), "dtype": dtype}
     row |= {"compared": 0, "max_ulps": {}, "max_difference": {}, "mismatches": {}, "first": {}}
@@ -65,7 +65,7 @@ def compare_case(
             make = _maker(name, optimizer, options)
             if make is None:
                 continue
-            certificate = compare(
+            result = compare(
                 make,
                 reference,
                 random_model(DTYPES[dtype], seed=seed),
@@ -79,13 +79,13 @@ def compare_case(
         except Exception as problem:  # whatever it is, the other implementations go on
             row[FAILED][name] = f"{type(problem).__name__}: {problem}"
             continue
-        row["compared"] = max(row["compared"], certificate.compared)
-        row["max_ulps"][name] = certificate.max_ulps
-        if not certificate.equal:
-            found = [d.max_difference for d in certificate.divergences if d.state is None]
+        row["compared"] = max(row["compared"], result.compared)
+        row["max_ulps"][name] = result.max_ulps
+        if not result.equal:
+            found = [d.max_difference for d in result.mismatches if d.state is None]
             row["max_difference"][name] = _largest(found)
-            row["mismatches"][name] = len(certificate.divergences)
-            row["first"][name] = _in_short(certificate.divergences[0])
+            row["mismatches"][name] = len(result.mismatches)
+            row["first"][name] = _in_short(result.mismatches[0])
     return row
 
 
@@ -101,10 +101,10 @@ def _maker(name: str, optimizer: str, options: Options) -> Make | None:
     return maker(name, CONTENDERS[optimizer], **options)
 
 
-def _in_short(divergence: Divergence) -> str:
-    what = divergence.state or "parameter"
-    ulps = "not comparable" if divergence.ulps == FAR else f"{divergence.ulps:,} ulp"
-    return f"step {divergence.step}, {what} of {divergence.parameter}: {ulps}"
+def _in_short(mismatch: Mismatch) -> str:
+    what = mismatch.state or "parameter"
+    ulps = "not comparable" if mismatch.ulps == FAR else f"{mismatch.ulps:,} ulp"
+    return f"step {mismatch.step}, {what} of {mismatch.parameter}: {ulps}"
 
 
 def _largest(differences: list[float]) -> float | None:

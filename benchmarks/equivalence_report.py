@@ -134,7 +134,7 @@ def worst_table(recorded: Recorded) -> str:
 
 
 def report(recorded: Recorded) -> str:
-    """equivalence.md: the worst of each optimizer and dtype, then every first divergence."""
+    """equivalence.md: the worst of each optimizer and dtype, then every first mismatch."""
     settings, machine = recorded["settings"], recorded["machine"]
     parts = [
         "# Equal, or not",
@@ -144,10 +144,10 @@ def report(recorded: Recorded) -> str:
         EXPLANATION,
         verdict(recorded),
         "![Largest difference of parameters](equivalence.png)",
-        "## First divergences",
+        "## First mismatches",
         markdown(
             [
-                ["optimizer", "options", "dtype", "implementation", "first divergence", "tensors"],
+                ["optimizer", "options", "dtype", "implementation", "first mismatch", "tensors"],
                 *(
                     [
                         CONTENDERS[row["optimizer"]].title,

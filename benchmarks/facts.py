@@ -53,22 +53,22 @@ def checkpoint(name: str) -> str:
     for when, optimizer in variants(name):
         (group,) = optimizer.param_groups
         (p,) = group["params"]
-        letters = {key: letter for letter, key in optimizer.columns(group).items()}
-        for key, value in optimizer.new_state(p, group).items() if letters else ():
+        symbols = {key: symbol for symbol, key in optimizer.columns(group).items()}
+        for key, value in optimizer.new_state(p, group).items() if symbols else ():
             what = [f"`{list(value.shape)}`", f"`{value.dtype}`"]
             if value.shape == p.shape:
                 what = ["the parameter's"] * 2
-            lines.setdefault(key, [f"`{key}`", f"`{letters.get(key, 't')}`", *what, when])
+            lines.setdefault(key, [f"`{key}`", f"`{symbols.get(key, 't')}`", *what, when])
     theirs = CONTENDERS[name].reference([torch.zeros(1, requires_grad=True)]).defaults
     group.pop("params")
     keys = [f"`{key}`" + ("" if key in theirs else " (not in torch's)") for key in group]
-    headings = ["key", "letter in the rule", "shape", "dtype", "kept"]
+    headings = ["key", "symbol in the rule", "shape", "dtype", "kept"]
     table = markdown([headings, *lines.values()], texts=5)
     return f"{table}\n\nKeys of a group, apart from `params`: {', '.join(keys)}."
 
 
 def traffic(optimizer: ScratchOptimizer) -> tuple[list[str], list[str]]:
-    """The letters that a step reads and those that it writes, found by taking one."""
+    """The symbols that a step reads and those that it writes, found by taking one."""
     (group,) = optimizer.param_groups
     tensors = {x: torch.ones(1) for x in ("p", "g", *optimizer.columns(group))}
     before = {x: tensor._version for x, tensor in tensors.items()}

@@ -17,14 +17,14 @@ from torch_scratch_optim import (
     ScratchRMSProp,
     ScratchSGD,
 )
-from torch_scratch_optim.carriers import Carrier
 from torch_scratch_optim.sgd import sgd
+from torch_scratch_optim.tensor_likes import TensorLike
 
 
 def adagrad_eps_inside(
-    p: Carrier,
-    g: Carrier,
-    s: Carrier,
+    p: TensorLike,
+    g: TensorLike,
+    s: TensorLike,
     *,
     step_size: float,
     eps: float,
@@ -34,11 +34,11 @@ def adagrad_eps_inside(
 
 
 def rmsprop_eps_inside(
-    p: Carrier,
-    g: Carrier,
-    v: Carrier,
-    b: Carrier | None = None,
-    g_avg: Carrier | None = None,
+    p: TensorLike,
+    g: TensorLike,
+    v: TensorLike,
+    b: TensorLike | None = None,
+    g_avg: TensorLike | None = None,
     *,
     lr: float,
     alpha: float,
@@ -59,33 +59,33 @@ def rmsprop_eps_inside(
 
 
 def adam_eps_inside(
-    p: Carrier,
-    g: Carrier,
-    m: Carrier,
-    v: Carrier,
-    v_max: Carrier | None = None,
+    p: TensorLike,
+    g: TensorLike,
+    m: TensorLike,
+    v: TensorLike,
+    v_max: TensorLike | None = None,
     *,
     step_size: float,
     beta1: float,
     beta2: float,
-    root_correction: float,
+    bias_correction2_sqrt: float,
     eps: float,
-    shrink: float | None,
+    decay_factor: float | None,
 ) -> None:
-    if shrink is not None:
-        p.mul_(shrink)
+    if decay_factor is not None:
+        p.mul_(decay_factor)
     m.lerp_(g, 1 - beta1)
     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
     if v_max is not None:
         v = v_max.clamp_min_(v)
-    denom = v.div(root_correction**2).add_(eps).sqrt_()  # √(v̂ + ε)
+    denom = v.div(bias_correction2_sqrt**2).add_(eps).sqrt_()  # √(v̂ + ε)
     p.addcdiv_(m, denom, value=-step_size)
 
 
 def sgd_averaging(
-    p: Carrier,
-    g: Carrier,
-    b: Carrier | None = None,
+    p: TensorLike,
+    g: TensorLike,
+    b: TensorLike | None = None,
     *,
     lr: float,
     momentum: float,
@@ -100,9 +100,9 @@ def sgd_averaging(
 
 
 def sgd_lr_in_velocity(
-    p: Carrier,
-    g: Carrier,
-    b: Carrier | None = None,
+    p: TensorLike,
+    g: TensorLike,
+    b: TensorLike | None = None,
     *,
     lr: float,
     **others: Any,

@@ -34,7 +34,7 @@ napoleon_use_ivar = True
 myst_enable_extensions = ["deflist", "substitution"]
 myst_substitutions = {
     "the_source_itself": (
-        "This is the source itself, included when this page was made. `Carrier` stands for a "
+        "This is the source itself, included when this page was made. `TensorLike` stands for a "
         "tensor or for many that move as one. Before any rule is run, the gradient `g` is negated "
         "for `maximize`, and λθ is added for `weight_decay`."
     )

@@ -186,9 +186,9 @@ def _after_step(
         gradient = gradient.add(row["p"], alpha=float(group["weight_decay"]))
     rule: Callable[..., None] = optimizer.rule
     rule(**(row | {"g": gradient}), **scalars)
-    for letter, name in {"p": "p", **columns}.items():
-        state[name] = torch.empty_like(tensors[letter])
-        _pairs(state[name]).copy_(row[letter].value)  # rounds to the dtype
+    for symbol, name in {"p": "p", **columns}.items():
+        state[name] = torch.empty_like(tensors[symbol])
+        _pairs(state[name]).copy_(row[symbol].value)  # rounds to the dtype
     return state
 
 

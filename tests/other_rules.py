@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from torch_scratch_optim import ScratchOptimizer
-from torch_scratch_optim.carriers import Carrier
+from torch_scratch_optim.tensor_likes import TensorLike
 
 Group = dict[str, Any]
 
@@ -25,7 +25,7 @@ def with_fused(defaults: Group, fused: bool | None) -> Group:
 
 
 def adadelta(
-    p: Carrier, g: Carrier, v: Carrier, u: Carrier, *, lr: float, rho: float, eps: float
+    p: TensorLike, g: TensorLike, v: TensorLike, u: TensorLike, *, lr: float, rho: float, eps: float
 ) -> None:
     """One step of Adadelta (Zeiler, 2012)."""
     v.mul_(rho).addcmul_(g, g, value=1 - rho)  # v ← ρv + (1 − ρ) g²
@@ -73,10 +73,10 @@ class Adadelta(ScratchOptimizer):
 
 
 def adamax(
-    p: Carrier,
-    g: Carrier,
-    m: Carrier,
-    u: Carrier,
+    p: TensorLike,
+    g: TensorLike,
+    m: TensorLike,
+    u: TensorLike,
     *,
     step_size: float,
     beta1: float,
@@ -134,23 +134,23 @@ class Adamax(ScratchOptimizer):
 
 
 def radam(
-    p: Carrier,
-    g: Carrier,
-    m: Carrier,
-    v: Carrier,
+    p: TensorLike,
+    g: TensorLike,
+    m: TensorLike,
+    v: TensorLike,
     *,
     lr: float,
     beta1: float,
     beta2: float,
     eps: float,
-    shrink: float | None,
+    decay_factor: float | None,
     correction1: float,
     root_correction2: float,
     rectification: float | None,
 ) -> None:
     """One step of RAdam (Liu et al., 2020)."""
-    if shrink is not None:
-        p.mul_(shrink)  # θ ← (1 − γλ) θ
+    if decay_factor is not None:
+        p.mul_(decay_factor)  # θ ← (1 − γλ) θ
     m.lerp_(g, 1 - beta1)  # m ← β₁m + (1 − β₁) g
     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)  # v ← β₂v + (1 − β₂) g²
     d = m.div(correction1).mul_(lr)  # d ← γ m̂
@@ -209,7 +209,7 @@ class RAdam(ScratchOptimizer):
             "beta1": beta1,
             "beta2": beta2,
             "eps": group["eps"],
-            "shrink": 1 - lr * decay if group["decoupled_weight_decay"] and decay else None,
+            "decay_factor": 1 - lr * decay if group["decoupled_weight_decay"] and decay else None,
             "correction1": 1 - beta1**t,
             "root_correction2": correction2**0.5,
             "rectification": rectification,
@@ -217,12 +217,12 @@ class RAdam(ScratchOptimizer):
 
 
 def rprop(
-    p: Carrier,
-    g: Carrier,
-    before: Carrier,
-    d: Carrier,
+    p: TensorLike,
+    g: TensorLike,
+    before: TensorLike,
+    d: TensorLike,
     *,
-    shrink: float,
+    decay_factor: float,
     grow: float,
     least: float,
     most: float,
@@ -234,7 +234,7 @@ def rprop(
     sign = g.mul(before).sign_()
     same, other = sign.clamp_min(0), sign.clamp_max(0)  # 1 or 0, −1 or 0
     neither = sign.mul(sign).neg_().add_(1)
-    d.mul_(same.mul(grow).add_(other, alpha=-shrink).add_(neither))  # Δ ← η₊Δ, η₋Δ or Δ
+    d.mul_(same.mul(grow).add_(other, alpha=-decay_factor).add_(neither))  # Δ ← η₊Δ, η₋Δ or Δ
     d.clamp_min_(least).clamp_max_(most)
     g = g.addcmul(g, other)  # g ← 0 where the sign has changed
     p.addcmul_(g.sign(), d, value=-1)  # θ ← θ − sign(g) Δ
@@ -280,23 +280,23 @@ class Rprop(ScratchOptimizer):
         return state
 
     def scalars(self, t: float, group: Group) -> dict[str, Any]:
-        (shrink, grow), (least, most) = group["etas"], group["step_sizes"]
-        return {"shrink": shrink, "grow": grow, "least": least, "most": most}
+        (decay_factor, grow), (least, most) = group["etas"], group["step_sizes"]
+        return {"decay_factor": decay_factor, "grow": grow, "least": least, "most": most}
 
 
 def lion(
-    p: Carrier,
-    g: Carrier,
-    m: Carrier,
+    p: TensorLike,
+    g: TensorLike,
+    m: TensorLike,
     *,
     lr: float,
     beta1: float,
     beta2: float,
-    shrink: float | None,
+    decay_factor: float | None,
 ) -> None:
     """One step of Lion (Chen et al., 2023)."""
-    if shrink is not None:
-        p.mul_(shrink)  # θ ← (1 − γλ) θ
+    if decay_factor is not None:
+        p.mul_(decay_factor)  # θ ← (1 − γλ) θ
     p.add_(m.lerp(g, 1 - beta1).sign_(), alpha=-lr)  # θ ← θ − γ sign(β₁m + (1 − β₁) g)
     m.lerp_(g, 1 - beta2)  # m ← β₂m + (1 − β₂) g
 
@@ -340,7 +340,7 @@ class Lion(ScratchOptimizer):
             "lr": lr,
             "beta1": beta1,
             "beta2": beta2,
-            "shrink": 1 - lr * decay if decay else None,
+            "decay_factor": 1 - lr * decay if decay else None,
         }
 
 

@@ -255,8 +255,8 @@ def run_exactly(
     l2: float | None = None,
 ) -> None:
     """Run a rule on one row, in place."""
-    carriers = {name: Exact(t.detach(), t.dtype, rounded) for name, t in row.items()}
-    given = dict(carriers)
+    exact = {name: Exact(t.detach(), t.dtype, rounded) for name, t in row.items()}
+    given = dict(exact)
     if inverse_scale is not None:
         given["g"] = given["g"].mul(inverse_scale)
     if maximize:
@@ -267,27 +267,27 @@ def run_exactly(
     with torch.no_grad():
         for name, tensor in row.items():
             if name != "g":
-                tensor.copy_(carriers[name].value)
+                tensor.copy_(exact[name].value)
 
 
 def step_exactly(optimizer: Optimizer, rounded: bool, scale: float | None = None) -> None:
     """A step of one of our optimizers, whose own :meth:`step` is never called."""
     assert isinstance(optimizer, ScratchOptimizer)
     for group in optimizer.param_groups:
-        letters = optimizer.columns(group)
+        symbols = optimizer.columns(group)
         # Parameters that take the same step, which are one row here.
         alike: dict[float | bool, list[dict[str, Tensor]]] = {}
         for p in group["params"]:
             if p.grad is None:
                 continue
             state = optimizer.state[p]
-            t: float | bool = bool(letters) and not state  # is it the first?
-            if (letters or optimizer.counts_steps) and not state:
+            t: float | bool = bool(symbols) and not state  # is it the first?
+            if (symbols or optimizer.counts_steps) and not state:
                 state.update(optimizer.new_state(p, group))
             if optimizer.counts_steps:
                 state["step"] += 1
                 t = state["step"].item()
-            row = {"p": p, "g": p.grad} | {k: state[name] for k, name in letters.items()}
+            row = {"p": p, "g": p.grad} | {k: state[name] for k, name in symbols.items()}
             alike.setdefault(t, []).append(row)
         for t, rows in alike.items():
             if optimizer.counts_steps:
@@ -313,10 +313,10 @@ def step_exactly(optimizer: Optimizer, rounded: bool, scale: float | None = None
 def loop_exactly(rule: Callable[..., None], table: Any, scalars: dict[str, Any]) -> None:
     """For the package's loop, which on a CPU rounds by other formulas than on a GPU."""
     for row in table.rows():
-        carriers = {name: Exact(t.detach(), t.dtype, True) for name, t in row.items()}
-        rule(**carriers, **scalars)
+        exact = {name: Exact(t.detach(), t.dtype, True) for name, t in row.items()}
+        rule(**exact, **scalars)
         for name, tensor in row.items():
-            tensor.detach().copy_(carriers[name].value)
+            tensor.detach().copy_(exact[name].value)
 
 
 def canonical(t: Tensor) -> Tensor:

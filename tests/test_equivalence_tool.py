@@ -51,7 +51,7 @@ def next_up(t: Tensor, ulps: int = 1) -> None:
 def test_equal_optimizers_get_a_certificate() -> None:
     found = compare(ScratchAdam, torch.optim.Adam, steps=10)
     assert found.equal
-    assert found.divergences == ()
+    assert found.mismatches == ()
     assert found.max_ulps == 0
     # The parameter that waits has no gradient at every third step, but keeps its three states.
     assert found.compared == 10 * 19 * 4
@@ -62,7 +62,7 @@ def test_equal_optimizers_get_a_certificate() -> None:
 @pytest.mark.parametrize("ulps", [1, 5])
 def test_a_planted_difference_is_found_where_it_is(state: str | None, ulps: int) -> None:
     found = compare(sgd, lambda p: Planted(p, lambda t: next_up(t, ulps), state), steps=9)
-    first = found.divergences[0]
+    first = found.mismatches[0]
     assert (first.step, first.parameter, first.state, first.index) == (7, "matrix", state, (2, 3))
     assert first.ulps == ulps
     assert first.max_difference == abs(first.a - first.b) > 0
@@ -82,12 +82,12 @@ def test_without_state_only_parameters_are_compared() -> None:
 
 def test_every_mismatch_is_counted_and_the_largest_is_told() -> None:
     found = compare(sgd, lambda p: Planted(p, lambda t: t.add_(1.0)), steps=8, state=False)
-    assert [d.step for d in found.divergences] == [7, 8]
-    assert found.max_ulps == max(d.ulps for d in found.divergences) > 1e6
+    assert [d.step for d in found.mismatches] == [7, 8]
+    assert found.max_ulps == max(d.ulps for d in found.mismatches) > 1e6
 
 
 def test_state_that_one_alone_keeps_is_a_divergence() -> None:
-    first = compare(torch.optim.SGD, sgd, steps=3).divergences[0]
+    first = compare(torch.optim.SGD, sgd, steps=3).mismatches[0]
     assert (first.state, first.a, first.index) == ("momentum_buffer", "nothing", None)
     assert first.b == "torch.float32 [7, 5]"
     assert first.ulps == FAR
@@ -106,7 +106,7 @@ def test_state_of_another_dtype_is_a_divergence() -> None:
         optimizer = Whole(params)
         return optimizer
 
-    first = compare(torch.optim.Adam, whole, steps=1).divergences[0]
+    first = compare(torch.optim.Adam, whole, steps=1).mismatches[0]
     assert (first.state, first.a, first.b) == ("step", "torch.float32 []", "torch.float64 []")
 
 
@@ -118,7 +118,7 @@ def test_nan_equals_nan_of_any_payload_but_no_number() -> None:
     assert compare(set_to(quiet), set_to(other), steps=3).equal
     found = compare(set_to(quiet), sgd, steps=3)
     assert found.max_ulps == FAR
-    assert math.isnan(found.divergences[0].a)
+    assert math.isnan(found.mismatches[0].a)
 
 
 def test_the_sign_of_zero_counts() -> None:
@@ -127,7 +127,7 @@ def test_the_sign_of_zero_counts() -> None:
 
     found = compare(set_to(0.0), set_to(-0.0), steps=1)
     assert found.max_ulps == 1
-    assert len(found.divergences) == 1
+    assert len(found.mismatches) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
@@ -135,7 +135,7 @@ def test_complex_parameters_are_pairs_of_real_ones(dtype: torch.dtype) -> None:
     assert compare(ScratchAdam, torch.optim.Adam, random_model(dtype), steps=3).equal
     planted = functools.partial(Planted, change=lambda t: t[2, 3].add_(1j))
     found = compare(sgd, planted, random_model(dtype), steps=7)
-    assert found.divergences[0].index == (2, 3, 1)
+    assert found.mismatches[0].index == (2, 3, 1)
 
 
 def test_parameters_without_gradients_stand_still() -> None:
@@ -147,7 +147,7 @@ def test_parameters_without_gradients_stand_still() -> None:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             return super().step(closure)
 
-    first = compare(sgd, lambda p: Eager(p, lr=0.1, momentum=0.9)).divergences[0]
+    first = compare(sgd, lambda p: Eager(p, lr=0.1, momentum=0.9)).mismatches[0]
     assert (first.step, first.parameter) == (3, "waits")
 
 
@@ -167,7 +167,7 @@ def test_a_model_in_training() -> None:
     torch.manual_seed(0)
     # Both see the same batches and the same dropout, drawn from the caller's generator...
     assert compare(ScratchAdam, torch.optim.Adam, model, backward, steps=20).equal
-    assert compare(larger, torch.optim.Adam, model, backward, steps=2).divergences[0].parameter == (
+    assert compare(larger, torch.optim.Adam, model, backward, steps=2).mismatches[0].parameter == (
         "0.weight"
     )
     # ...which is then as it was, like the model.

@@ -111,7 +111,7 @@ def of_rule(
         counts_steps = counts
 
         def columns(self, group: Group) -> dict[str, str]:
-            return {letter: f"state_{letter}" for letter in columns}
+            return {symbol: f"state_{symbol}" for symbol in columns}
 
         def scalars(self, t: float, group: Group) -> Group:
             if scalars is not None:
@@ -416,14 +416,14 @@ def by_kernel(chunk: int, dtype: torch.dtype) -> dict[tuple[str, str], Tensor]:
         **KERNEL,
     )
     optimizer.state[p] = {"step": torch.tensor(0.0)} | {
-        f"state_{letter}": torch.full_like(p, 77.0).detach() for letter in results
+        f"state_{symbol}": torch.full_like(p, 77.0).detach() for symbol in results
     }
-    for letter, column in operands(dtype).items():
-        optimizer.state[p][f"state_{letter}"] = column.clone()
+    for symbol, column in operands(dtype).items():
+        optimizer.state[p][f"state_{symbol}"] = column.clone()
     optimizer.step()
     return {
-        (str(form), way): optimizer.state[p][f"state_{letter}"]
-        for letter, (form, way, *_) in zip(results, asked, strict=True)
+        (str(form), way): optimizer.state[p][f"state_{symbol}"]
+        for symbol, (form, way, *_) in zip(results, asked, strict=True)
     }
 
 
@@ -956,7 +956,7 @@ def test_rule_of_any_shape_is_the_same_by_every_engine(
             assert_equal_state(twin, twins[0], f"step {step}")
     p = leaves(twins[0])[0]
     assert torch.equal(p, start[0]) is (name == "returns")
-    expected = ["step"] * counts + [f"state_{letter}" for letter in columns]
+    expected = ["step"] * counts + [f"state_{symbol}" for symbol in columns]
     assert list(twins[0].state.get(p, {})) == expected
 
 
@@ -965,8 +965,8 @@ def test_rule_remembers_the_last_gradients_in_their_order() -> None:
     gradients = [torch.tensor([float(i), -0.5 * i]) for i in range(1, 8)]
     for p.grad in gradients:
         ours.step()
-    for letter, g in zip("abcde", reversed(gradients), strict=False):
-        assert torch.equal(ours.state[p][f"state_{letter}"], g)
+    for symbol, g in zip("abcde", reversed(gradients), strict=False):
+        assert torch.equal(ours.state[p][f"state_{symbol}"], g)
 
 
 COLUMN_NAMES = {

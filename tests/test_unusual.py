@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torch_scratch_optim import ScratchAdam, ScratchOptimizer, ScratchSGD, engines, optimizer
-from torch_scratch_optim.carriers import TensorList
+from torch_scratch_optim.tensor_likes import TensorList
 
 from .cases import PAIRS, Case, assert_equal_state, leaves, parameters, train
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ._options import Group
-from .engines import KIND, ORDINARY, Kind, are_mixed, gathers, in_memory_order
+from .engines import KIND, PLAIN_TENSORS, Kind, are_mixed, gathers, in_memory_order
 
 if TYPE_CHECKING:
     from .optimizer import ScratchOptimizer
@@ -43,7 +43,7 @@ class Checked:
     def __init__(
         self, columns: dict[str, list[Tensor]], steps: list[Tensor], tensors: list[Tensor]
     ) -> None:
-        self.letters = tuple(columns)
+        self.symbols = tuple(columns)
         self.sizes = array("q", [p.numel() for p in columns["p"]])
         negated = any(map(Tensor.is_neg, tensors))  # such tensors have no _foreach_ operations
         kinds = [set(map(KIND, column)) for column in columns.values()]
@@ -74,7 +74,7 @@ class Checked:
         """Whether it holds of these tensors, too: they have the same columns, types, layouts,
         devices, dtypes, sizes, strides, conjugate and negative bits, and none is there twice."""
         return (
-            self.letters == tuple(columns)
+            self.symbols == tuple(columns)
             and len(self.sizes) == len(columns["p"])
             and len(tensors) == self._length
             and self._guards.check(*tensors)
@@ -98,13 +98,13 @@ def check_shapes(
         RuntimeError: one has another shape, or is on another device.
     """
     what = {"p": "parameter", "g": "gradient"} | optimizer.columns(group)
-    for letter, column in columns.items():
+    for symbol, column in columns.items():
         for p, t in zip(columns["p"], column, strict=True):
             if p.device != t.device:
                 raise RuntimeError(
                     "Expected all tensors to be on the same device, but found at least two "
                     f"devices, {p.device} and {t.device}! "
-                    f"{name_of(optimizer, p, group)} is on the first, its {what[letter]} on the "
+                    f"{name_of(optimizer, p, group)} is on the first, its {what[symbol]} on the "
                     "second"
                 )
             if p.shape != t.shape:
@@ -114,7 +114,7 @@ def check_shapes(
                     f"The size of tensor a ({sizes[at][0]}) must match the size of tensor b "
                     f"({sizes[at][1]}) at non-singleton dimension {len(sizes) - 1 - at}: "
                     f"{name_of(optimizer, p, group)} has the shape {list(p.shape)}, "
-                    f"its {what[letter]} {list(t.shape)}"
+                    f"its {what[symbol]} {list(t.shape)}"
                 )
 
 
@@ -132,7 +132,7 @@ def check(
 ) -> Checked | None:
     """Look at tensors whose shapes agree; None if some are no ordinary, dense, real ones."""
     for t in tensors:
-        if type(t) not in ORDINARY or t.layout is not torch.strided or t.is_complex():
+        if type(t) not in PLAIN_TENSORS or t.layout is not torch.strided or t.is_complex():
             return None
     return Checked(columns, steps, tensors)
 

@@ -23,7 +23,7 @@ from ._cuda import CudaKernel
 from ._kernels import Kernel, Signature, kernel_for, options_of, refuse_unsupported, trace_scalars
 from .engines import (
     GRADIENT,
-    ORDINARY,
+    PLAIN_TENSORS,
     Row,
     Scalars,
     Table,
@@ -146,7 +146,7 @@ def _plan(
     rows = list(table.rows())
     devices = {t.device for row in rows for t in row.values()}
     types = {type(t) for row in rows for t in row.values()}
-    if not types <= ORDINARY or len(devices) > 1 or devices == {torch.device("meta")}:
+    if not types <= PLAIN_TENSORS or len(devices) > 1 or devices == {torch.device("meta")}:
         return by_loop
     kernel = kernel_for(signature)
     taken = [_dense(row) for row in rows]
@@ -194,17 +194,17 @@ class _Move:
 def _dense(row: Row) -> Row:
     """A row, or copies if its tensors are not dense or not laid out alike."""
     if in_memory_order(tuple(row.values())) is None or any(map(Tensor.is_neg, row.values())):
-        return {letter: t.resolve_neg().contiguous() for letter, t in row.items()}
+        return {symbol: t.resolve_neg().contiguous() for symbol, t in row.items()}
     return row
 
 
 def _interleaved(rows: list[Row]) -> bool:
     """Whether memory of a row may belong to another, so that a copy of it would be out of date."""
     pieces = []
-    for letter, t in chain.from_iterable([row.items() for row in rows]):
+    for symbol, t in chain.from_iterable([row.items() for row in rows]):
         reach = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
         end = t.data_ptr() + t.itemsize * (1 + reach)
-        pieces += [(t.data_ptr(), end, letter != "g")] * bool(t.numel())
+        pieces += [(t.data_ptr(), end, symbol != "g")] * bool(t.numel())
     return overlap(pieces)
 
 

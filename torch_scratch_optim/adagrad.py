@@ -9,14 +9,14 @@ from torch.optim.optimizer import ParamsT
 
 from . import engines
 from ._options import Group, check_numbers
-from .carriers import Carrier
 from .optimizer import ScratchOptimizer
+from .tensor_likes import TensorLike
 
 
 def adagrad(
-    p: Carrier,
-    g: Carrier,
-    s: Carrier,
+    p: TensorLike,
+    g: TensorLike,
+    s: TensorLike,
     *,
     step_size: float,
     eps: float,
@@ -68,7 +68,7 @@ class ScratchAdaGrad(ScratchOptimizer):
     """
 
     rule = staticmethod(adagrad)
-    sparse_engine = staticmethod(engines.touched)
+    sparse_engine = staticmethod(engines.sparse)
     added_options: ClassVar[Group] = {
         "foreach": None, "maximize": False, "differentiable": False, "fused": None
     }  # fmt: skip

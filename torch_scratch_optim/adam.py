@@ -8,32 +8,32 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from ._options import Group, check_numbers, is_at_least_zero
-from .carriers import Carrier
 from .optimizer import ScratchOptimizer
+from .tensor_likes import TensorLike
 
 
 def adam(
-    p: Carrier,
-    g: Carrier,
-    m: Carrier,
-    v: Carrier,
-    v_max: Carrier | None = None,
+    p: TensorLike,
+    g: TensorLike,
+    m: TensorLike,
+    v: TensorLike,
+    v_max: TensorLike | None = None,
     *,
     step_size: float,
     beta1: float,
     beta2: float,
-    root_correction: float,
+    bias_correction2_sqrt: float,
     eps: float,
-    shrink: float | None,
+    decay_factor: float | None,
 ) -> None:
     """One step of Adam."""
-    if shrink is not None:
-        p.mul_(shrink)  # θ ← (1 − γλ) θ          AdamW
+    if decay_factor is not None:
+        p.mul_(decay_factor)  # θ ← (1 − γλ) θ          AdamW
     m.lerp_(g, 1 - beta1)  # m ← β₁m + (1 − β₁) g
     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)  # v ← β₂v + (1 − β₂) g²
     if v_max is not None:
         v = v_max.clamp_min_(v)  # v ← max(v_max, v)      AMSGrad
-    denom = v.sqrt().div_(root_correction).add_(eps)  # √v̂ + ε
+    denom = v.sqrt().div_(bias_correction2_sqrt).add_(eps)  # √v̂ + ε
     p.addcdiv_(m, denom, value=-step_size)  # θ ← θ − γ m̂ / (√v̂ + ε)
 
 
@@ -132,9 +132,9 @@ class ScratchAdam(ScratchOptimizer):
             "step_size": lr / (1 - beta1**t),  # γ / (1 − β₁ᵗ)
             "beta1": beta1,
             "beta2": beta2,
-            "root_correction": (1 - beta2**t) ** 0.5,  # √(1 − β₂ᵗ)
+            "bias_correction2_sqrt": (1 - beta2**t) ** 0.5,  # √(1 − β₂ᵗ)
             "eps": group["eps"],
-            "shrink": 1 - lr * decay if decoupled and decay is not None else None,
+            "decay_factor": 1 - lr * decay if decoupled and decay is not None else None,
         }
 
 

@@ -1,7 +1,7 @@
 """Engines: how a rule is run over many parameters.
 
 The rule says what, the engine says how. A *table* holds what the rule works on, a column for each
-of its letters: ``{"p": parameters, "g": gradients, "m": first moments, ...}``. A *row* is all that
+of its symbols: ``{"p": parameters, "g": gradients, "m": first moments, ...}``. A *row* is all that
 belongs to one parameter. Rules are elementwise, so an engine may cut rows into pieces and gather
 pieces into batches without changing one bit of the result.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .carriers import Functional, TensorList, is_half_on_cpu
+from .tensor_likes import Functional, TensorList, is_half_on_cpu
 
 Row = dict[str, Tensor]
 Kind = tuple[torch.device, torch.dtype]
@@ -44,15 +44,15 @@ GRADIENT = ("gradient.inverse_scale", "gradient.maximize", "gradient.l2")
 
 HALF_MAX, FLOAT_MAX = (torch.finfo(dtype).max for dtype in (torch.float16, torch.float32))
 KIND = attrgetter("device", "dtype")
-PLAIN = {float, int, bool, type(None)}
-ORDINARY = {Tensor, torch.nn.Parameter}  # neither shards nor other subclasses
+PYTHON_SCALARS = {float, int, bool, type(None)}
+PLAIN_TENSORS = {Tensor, torch.nn.Parameter}  # neither shards nor other subclasses
 
 
 class Table:
     """What a rule works on.
 
     Args:
-        columns: for each letter of the rule, the tensors of all rows.
+        columns: for each symbol of the rule, the tensors of all rows.
         sizes: how many elements each row's tensors have, if that is known.
     """
 
@@ -65,13 +65,13 @@ class Table:
         self.sizes = [p.numel() for p in columns["p"]] if sizes is None else sizes
 
     def rows(self) -> Iterator[Row]:
-        letters = tuple(self.columns)
+        symbols = tuple(self.columns)
         for cells in zip(*self.columns.values(), strict=True):
-            yield dict(zip(letters, cells, strict=True))
+            yield dict(zip(symbols, cells, strict=True))
 
-    def pick(self, wanted: Sequence[bool]) -> Table:
+    def where(self, wanted: Sequence[bool]) -> Table:
         """The rows that are wanted."""
-        columns = {letter: list(compress(c, wanted)) for letter, c in self.columns.items()}
+        columns = {symbol: list(compress(c, wanted)) for symbol, c in self.columns.items()}
         return Table(columns, list(compress(self.sizes, wanted)))
 
     def kinds(self, i: int) -> tuple[Kind, ...]:
@@ -103,8 +103,8 @@ def run(
     rows: dict[int, list[int]] = defaultdict(list)
     for i, own in enumerate(scalars):
         rows[id(own)].append(i)
-    if engine is foreach and (alone := [i for i, *others in rows.values() if not others]):
-        _loop(rule, table.select(alone), [scalars[i] for i in alone])  # they gather nothing
+    if engine is foreach and (single := [i for i, *others in rows.values() if not others]):
+        _loop(rule, table.select(single), [scalars[i] for i in single])  # nothing to gather
         rows = {key: indices for key, indices in rows.items() if len(indices) > 1}
     for indices in rows.values():
         engine(rule, table.select(indices), scalars[indices[0]])
@@ -122,7 +122,9 @@ def _loop(rule: Callable[..., None], table: Table, scalars: Sequence[Scalars]) -
         if size <= CPU_BLOCK:
             call(*row, **own)
         else:
-            for block in cut({letter: column[i] for letter, column in table.columns.items()}):
+            for block in split_into_blocks(
+                {symbol: column[i] for symbol, column in table.columns.items()}
+            ):
                 rule(**block, **own)
 
 
@@ -161,15 +163,15 @@ def foreach(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
     params = table.columns["p"]
     if not gathers(params, table.sizes):
         return loop(rule, table, scalars)
-    alone = [p.is_cpu and size > SMALL for p, size in zip(params, table.sizes, strict=True)]
-    if True in alone:
-        loop(rule, table.pick(alone), scalars)
-        table = table.pick([not a for a in alone])
+    large = [p.is_cpu and size > SMALL for p, size in zip(params, table.sizes, strict=True)]
+    if True in large:
+        loop(rule, table.where(large), scalars)
+        table = table.where([not is_large for is_large in large])
     for kinds, some in table.by_kind() if table.sizes else ():
         most = GRAIN if kinds[0][0].type == "cpu" else DEVICE_BLOCK
         if max(some.sizes) > DEVICE_BLOCK:
-            blocks = list(chain.from_iterable(map(cut, some.rows())))
-            some = Table({letter: [block[letter] for block in blocks] for letter in some.columns})
+            blocks = list(chain.from_iterable(map(split_into_blocks, some.rows())))
+            some = Table({symbol: [block[symbol] for block in blocks] for symbol in some.columns})
         for start, end in _batches(some.sizes, most):
             lists = {name: TensorList(column[start:end]) for name, column in some.columns.items()}
             rule(**lists, **scalars)
@@ -183,8 +185,8 @@ def gathers(params: Sequence[Tensor], sizes: Sequence[int]) -> bool:
 
 def mixed(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
     """Run the rule on rows whose tensors differ in dtype, which a list of one tensor allows."""
-    for block in chain.from_iterable(map(cut, table.rows())):
-        rule(**{letter: TensorList([tensor]) for letter, tensor in block.items()}, **scalars)
+    for block in chain.from_iterable(map(split_into_blocks, table.rows())):
+        rule(**{symbol: TensorList([tensor]) for symbol, tensor in block.items()}, **scalars)
 
 
 def are_mixed(columns: Iterable[Sequence[Tensor]]) -> bool:
@@ -199,7 +201,7 @@ def whole(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
         rule(**row, **scalars)
 
 
-def tensorial(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
+def capturable(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
     """Run the rule with scalars that may stay tensors: one number for all rows, or one for each.
 
     Gradients flow through it, a CUDA graph captures it and a compiler traces it, for no number is
@@ -223,23 +225,23 @@ def functional(rule: Callable[..., None], row: Row, scalars: Scalars) -> None:
     """Run the rule without writing anything, and then write the results."""
     # Derivatives need copies: a backward pass asks for what was there before.
     keep = torch.is_grad_enabled()
-    carriers = {k: Functional(tensor.clone() if keep else tensor) for k, tensor in row.items()}
-    rule(**carriers, **scalars)
-    for letter, tensor in row.items():
-        if letter != "g":
-            tensor.copy_(carriers[letter].tensor)
+    functionals = {k: Functional(tensor.clone() if keep else tensor) for k, tensor in row.items()}
+    rule(**functionals, **scalars)
+    for symbol, tensor in row.items():
+        if symbol != "g":
+            tensor.copy_(functionals[symbol].tensor)
 
 
-def touched(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
+def sparse(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
     """Run the rule on the entries that a sparse gradient has: gather them, scatter them back."""
     for row in table.rows():
         g = row.pop("g").coalesce()
         where = tuple(g.indices())
-        entries = {letter: tensor[where] for letter, tensor in row.items()}
+        entries = {symbol: tensor[where] for symbol, tensor in row.items()}
         # torch works with sparse tensors here, which round after each product and sum.
-        functional(rule, entries | {"g": g.values()}, numbers(scalars))
-        for letter, tensor in row.items():
-            tensor.index_put_(where, entries[letter])
+        functional(rule, entries | {"g": g.values()}, to_python_scalars(scalars))
+        for symbol, tensor in row.items():
+            tensor.index_put_(where, entries[symbol])
 
 
 def descending(rule: Callable[..., None], gradient: dict[str, Any]) -> Callable[..., None]:
@@ -269,9 +271,9 @@ def descending(rule: Callable[..., None], gradient: dict[str, Any]) -> Callable[
     return update_wrapper(prepared, rule, (), ())
 
 
-def numbers(scalars: Scalars) -> dict[str, Any]:
+def to_python_scalars(scalars: Scalars) -> dict[str, Any]:
     """Hyper-parameters that are tensors have done their arithmetic as such; now, their values."""
-    if PLAIN.issuperset(map(type, scalars.values())):
+    if PYTHON_SCALARS.issuperset(map(type, scalars.values())):
         return scalars
     return {k: v.item() if isinstance(v, Tensor) else v for k, v in scalars.items()}
 
@@ -298,7 +300,7 @@ def try_out(
             engine(rule, Table(dict(zip(table.columns, empty, strict=True))), own)
 
 
-def cut(row: Row) -> Iterable[Row]:
+def split_into_blocks(row: Row) -> Iterable[Row]:
     """Cut a row of big tensors into views of a block each.
 
     Tensors that are not dense, or not laid out alike, are left whole. It takes some doing to make

@@ -1,8 +1,8 @@
 """Are two optimizers the same? Run them side by side and find the first bit in which they part::
 
-    certificate = compare(torch.optim.Adam, MyAdam)
-    print(certificate)
-    assert certificate.equal, certificate  # in a test
+    result = compare(torch.optim.Adam, MyAdam)
+    print(result)
+    assert result.equal, result  # in a test
 
 Any two :class:`torch.optim.Optimizer` can be compared whose step needs no closure, on random
 gradients or on a model and gradients of one's own.
@@ -30,7 +30,7 @@ FAR = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class Divergence:
+class Mismatch:
     """Where two optimizers part: in one tensor, the element that is the most ulps apart.
 
     Attributes:
@@ -62,36 +62,36 @@ class Divergence:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class ComparisonResult:
     """What :func:`compare` has found.
 
     Attributes:
         steps: how many steps were taken.
         compared: how many tensors were compared: each parameter and each of its states, after each
             step.
-        divergences: those that differ, the first one first.
+        mismatches: those that differ, the first one first.
     """
 
     steps: int
     compared: int
-    divergences: tuple[Divergence, ...]
+    mismatches: tuple[Mismatch, ...]
 
     @property
     def equal(self) -> bool:
         """Whether everything that was compared had the same bits after every step."""
-        return not self.divergences
+        return not self.mismatches
 
     @property
     def max_ulps(self) -> int:
         """The largest distance of two numbers in all that was compared."""
-        return max((divergence.ulps for divergence in self.divergences), default=0)
+        return max((mismatch.ulps for mismatch in self.mismatches), default=0)
 
     def __str__(self) -> str:
         scope = f"{self.compared:,} tensors in {self.steps:,} steps"
         if self.equal:
             return f"equal, bit for bit: {scope}"
-        total = f"{len(self.divergences):,} of {scope} differ, by up to {self.max_ulps:,} ulp"
-        return f"different from {self.divergences[0]}\n{total}"
+        total = f"{len(self.mismatches):,} of {scope} differ, by up to {self.max_ulps:,} ulp"
+        return f"different from {self.mismatches[0]}\n{total}"
 
 
 def random_model(dtype: torch.dtype = torch.float32, *, seed: int = 0) -> nn.ParameterDict:
@@ -134,7 +134,7 @@ def compare(
     *,
     steps: int = 200,
     state: bool = True,
-) -> Certificate:
+) -> ComparisonResult:
     """Run two optimizers in lockstep on one problem and compare all they do, bit by bit.
 
     Each works on a copy of the model. After each step the tensors and numbers in its
@@ -155,7 +155,7 @@ def compare(
             it under different names. Default True.
 
     Returns:
-        The first divergence and the size of the largest, or the certificate that there is none.
+        The first mismatch and the size of the largest, or the result that there is none.
         NaNs are equal whatever their payload. −0.0 and 0.0 differ, by one ulp.
 
     Raises:
@@ -168,7 +168,7 @@ def compare(
     model = random_model() if model is None else model
     a, b = (_run(make, model, gradients) for make in (make_a, make_b))
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    compared, divergences = 0, list[Divergence]()
+    compared, mismatches = 0, list[Mismatch]()
     with torch.random.fork_rng(devices):
         for step in range(1, steps + 1):
             with torch.random.fork_rng(devices):
@@ -177,9 +177,9 @@ def compare(
             places = [place for place in mine | others if state or place[1] is None]
             places.sort(key=(mine.keys() & others).__contains__)  # what is missing comes first
             found = (_divergence(step, key, mine.get(key), others.get(key)) for key in places)
-            divergences += filter(None, found)
+            mismatches += filter(None, found)
             compared += len(places)
-    return Certificate(steps, compared, tuple(divergences))
+    return ComparisonResult(steps, compared, tuple(mismatches))
 
 
 def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -246,11 +246,11 @@ def _real(value: Tensor | float) -> Tensor:
     return torch.view_as_real(t) if t.is_complex() else t
 
 
-def _divergence(step: int, place: Place, a: Tensor | None, b: Tensor | None) -> Divergence | None:
+def _divergence(step: int, place: Place, a: Tensor | None, b: Tensor | None) -> Mismatch | None:
     if a is None or b is None or _kind(a) != _kind(b):
-        return Divergence(step, *place, _kind(a), _kind(b))
+        return Mismatch(step, *place, _kind(a), _kind(b))
     if torch.equal(_bits(a), _bits(b)) or not (ulps := ulp_distance(a, b)).any():
         return None
     at = tuple((ulps == ulps.max()).nonzero()[0].tolist())
     most = float((a.double() - b.double())[ulps > 0].abs().max())
-    return Divergence(step, *place, a[at].item(), b[at].item(), at, int(ulps[at]), most)
+    return Mismatch(step, *place, a[at].item(), b[at].item(), at, int(ulps[at]), most)

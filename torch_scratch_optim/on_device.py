@@ -51,8 +51,10 @@ def count_on_device(steps: list[Tensor]) -> Tensor:
 def shards(columns: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
     """This process's parts of tensors, cut as the parameter is; ordinary tensors as they are."""
     return {
-        letter: [_local(cut_alike(t, p)) for t, p in zip(column, columns["p"], strict=True)]
-        for letter, column in columns.items()
+        symbol: [
+            _local(redistributed_like(t, p)) for t, p in zip(column, columns["p"], strict=True)
+        ]
+        for symbol, column in columns.items()
     }
 
 
@@ -60,7 +62,7 @@ def _local(tensor: Any) -> Any:
     return tensor.to_local() if hasattr(tensor, "placements") else tensor
 
 
-def cut_alike(tensor: Any, p: Any) -> Any:
+def redistributed_like(tensor: Any, p: Any) -> Any:
     """A tensor cut as the parameter is: a copy, unless it is so already.
 
     A gradient may still be a summand in each process, and so may state that torch's SGD copied.

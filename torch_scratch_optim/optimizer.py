@@ -17,8 +17,8 @@ from . import engines
 from ._checkpoints import check_state_dict
 from ._checks import Checked, check, check_shapes, count, next_counts
 from ._options import Group, check_contradictions, check_flags, meant_by
-from .engines import GRADIENT, ORDINARY, Engine, Scalars, Table
-from .on_device import check_devices, count_on_device, cut_alike, is_capturing, shards
+from .engines import GRADIENT, PLAIN_TENSORS, Engine, Scalars, Table
+from .on_device import check_devices, count_on_device, is_capturing, redistributed_like, shards
 
 Update = Callable[[], None]
 
@@ -51,7 +51,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
     A subclass provides three things, and a constructor that hands its options on as `defaults`:
 
     * ``rule``, the mathematics: a function ``rule(p, g, **state, **scalars)`` of a parameter, its
-      gradient, further state by letter and keyword scalars, which updates tensors in place;
+      gradient, further state by symbol and keyword scalars, which updates tensors in place;
     * :meth:`columns`, the state that the rule keeps;
     * :meth:`scalars`, the numbers that it is given at each step.
 
@@ -99,7 +99,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         """
 
     def columns(self, group: Group) -> dict[str, str]:
-        """The state that a group keeps: ``{letter in the rule: name in a checkpoint}``."""
+        """The state that a group keeps: ``{symbol in the rule: name in a checkpoint}``."""
         raise NotImplementedError
 
     def scalars(self, t: Any, group: Group) -> dict[str, Any]:
@@ -182,11 +182,11 @@ class ScratchOptimizer(torch.optim.Optimizer):
             )
         if not params:
             return
-        letters = self.columns(group)
-        states, new = self._states(group, params, letters)
+        symbols = self.columns(group)
+        states, new = self._states(group, params, symbols)
         columns = {"p": params, "g": grads}
-        for letter, name in letters.items():
-            columns[letter] = [state[name] for state in states]
+        for symbol, name in symbols.items():
+            columns[symbol] = [state[name] for state in states]
         steps = [state["step"] for state in states] if self.counts_steps else []
         if len(self.param_groups) > 1:
             ids = set(map(id, steps))
@@ -205,7 +205,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         engine = self._sparse_engine(group) if True in sparse else None
         for rows, own_engine in (sparse, engine), ([not s for s in sparse], None):
             if True in rows:
-                part = self._real(group, table.pick(rows), new)
+                part = self._real(group, table.where(rows), new)
                 own = [*compress(first, rows)] if new else first
                 work = Work(group, part, [*compress(steps, rows)], new, own, engine=own_engine)
                 updates.append(self._update(work))
@@ -235,7 +235,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if own_engine is None and not group.get("differentiable"):  # those may want tensors
             most = engines.FLOAT_MAX if fused else engines.HALF_MAX
             if engines.are_unusual((gradient, *scalars), most):
-                gradient, *scalars = map(engines.numbers, (gradient, *scalars))
+                gradient, *scalars = map(engines.to_python_scalars, (gradient, *scalars))
                 if engines.are_unusual((gradient, *scalars), most):
                     rule = engines.descending(self.rule, gradient)
                     engines.try_out(_engine(group, table, checked), rule, table, scalars)
@@ -317,10 +317,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
         rule = engines.descending(self.rule, gradient)
         if self.counts_steps:
             scalars = self.scalars(count_on_device(work.steps), work.group)
-            engines.tensorial(rule, work.table, scalars)
+            engines.capturable(rule, work.table, scalars)
         else:
             for first, rows in by_value(work.table, work.first):
-                engines.tensorial(rule, rows, self.scalars(None, work.group) | {"first": first})
+                engines.capturable(rule, rows, self.scalars(None, work.group) | {"first": first})
 
     def _check(
         self, group: Group, columns: dict[str, list[Tensor]], steps: list[Tensor]
@@ -371,15 +371,15 @@ class ScratchOptimizer(torch.optim.Optimizer):
         """Real tensors that are here: this process's shards, complex numbers as pairs."""
         columns = table.columns
         params = columns["p"]
-        if not ORDINARY.issuperset(map(type, params)):
-            for letter, name in self.columns(group).items():
-                columns[letter] = list(map(cut_alike, columns[letter], params))
-                for p, t in zip(params, columns[letter], strict=True):
+        if not PLAIN_TENSORS.issuperset(map(type, params)):
+            for symbol, name in self.columns(group).items():
+                columns[symbol] = list(map(redistributed_like, columns[symbol], params))
+                for p, t in zip(params, columns[symbol], strict=True):
                     (new.get(p) or self.state[p])[name] = t
             columns = shards(columns)
         if (self.splits_complex or group.get("fused")) and any(map(torch.is_complex, params)):
             columns["g"] = [g.resolve_conj() for g in columns["g"]]
-            columns = {letter: list(map(_as_real, column)) for letter, column in columns.items()}
+            columns = {symbol: list(map(_as_real, column)) for symbol, column in columns.items()}
         return table if columns is table.columns else Table(columns)
 
     @property
@@ -500,13 +500,13 @@ def _gradient(group: Group, inverse_scale: Any) -> Scalars:
 def _engine(group: Group, table: Table, checked: Checked | None) -> Engine:
     """The engine that a group's options ask for; by default foreach, for ordinary tensors."""
     if group.get("differentiable"):
-        return engines.tensorial
+        return engines.capturable
     foreach = group.get("foreach")
     if checked is not None:
         ordinary, mixed = True, checked.mixed
     else:
         columns = table.columns.values()
-        ordinary = ORDINARY.issuperset(type(t) for column in columns for t in column)
+        ordinary = PLAIN_TENSORS.issuperset(type(t) for column in columns for t in column)
         mixed = ordinary and engines.are_mixed(columns)
     if mixed:
         return engines.mixed

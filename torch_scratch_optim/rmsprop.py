@@ -8,16 +8,16 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from ._options import Group, check_numbers
-from .carriers import Carrier
 from .optimizer import ScratchOptimizer
+from .tensor_likes import TensorLike
 
 
 def rmsprop(
-    p: Carrier,
-    g: Carrier,
-    v: Carrier,
-    b: Carrier | None = None,
-    g_avg: Carrier | None = None,
+    p: TensorLike,
+    g: TensorLike,
+    v: TensorLike,
+    b: TensorLike | None = None,
+    g_avg: TensorLike | None = None,
     *,
     lr: float,
     alpha: float,

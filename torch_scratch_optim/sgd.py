@@ -10,14 +10,14 @@ from torch.optim.optimizer import ParamsT
 
 from . import engines
 from ._options import Group, check_numbers, is_at_least_zero
-from .carriers import Carrier
 from .optimizer import ScratchOptimizer
+from .tensor_likes import TensorLike
 
 
 def sgd(
-    p: Carrier,
-    g: Carrier,
-    b: Carrier | None = None,
+    p: TensorLike,
+    g: TensorLike,
+    b: TensorLike | None = None,
     *,
     lr: float,
     momentum: float,

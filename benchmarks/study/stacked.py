@@ -163,7 +163,7 @@ def run_stacked(rule: Callable[..., None], table: Table, scalars: dict[str, Any]
         at_once = max(1, block_size(p) // p[0].numel())
         for start in range(0, len(p), at_once):
             part = slice(start, start + at_once)
-            block = {letter: tensor[part] for letter, tensor in row.items()}
+            block = {symbol: tensor[part] for symbol, tensor in row.items()}
             functional(rule, block, {k: _beside(v, part, p) for k, v in scalars.items()})
 
 

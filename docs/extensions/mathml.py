@@ -10,7 +10,7 @@ from sphinx.writers.html5 import HTML5Translator
 
 
 def mathml(latex: str, display: str = "inline") -> str:
-    # A browser without a font for mathematics sets an accent into its letter, unless it is an
+    # A browser without a font for mathematics sets an accent into its symbol, unless it is an
     # ordinary sign that stands above.
     made = convert(latex, display=display)
     return made.replace(' accent="true"', "").replace("<mo>&#x0005E;", '<mo stretchy="false">ˆ')

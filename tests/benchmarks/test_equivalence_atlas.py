@@ -55,7 +55,7 @@ def test_a_quick_run_leaves_json_tables_and_a_picture(
         assert row["mismatches"][EPS_INSIDE] == 4 * 17
         assert row["first"][EPS_INSIDE].startswith("step 1, parameter of matrix: ")
     assert (tmp_path / "atlas" / "equivalence.png").read_bytes().startswith(b"\x89PNG")
-    assert "## First divergences" in (tmp_path / "atlas" / "equivalence.md").read_text()
+    assert "## First mismatches" in (tmp_path / "atlas" / "equivalence.md").read_text()
     shown = capsys.readouterr().out
     assert "[2/2] Adam, decoupled_weight_decay=True" in shown
     assert "ours-foreach: 0 mismatches (cases: 2, tensors: 684)" in shown

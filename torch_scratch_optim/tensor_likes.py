@@ -1,6 +1,6 @@
-"""Carriers: what a rule is applied to.
+"""Tensor-likes: what a rule is applied to.
 
-A rule is written once, in the words of :class:`torch.Tensor`, and runs on anything that answers to
+A rule is written once, in the methods of :class:`torch.Tensor`, and runs on anything that has
 them. One tensor does so by itself; :class:`TensorList` lets many tensors move together.
 """
 
@@ -24,23 +24,23 @@ class TensorList:
         tensors: tensors of one device and dtype; their shapes may differ.
 
     Raises:
-        AttributeError: a word for which torch has no ``_foreach_`` operation.
+        AttributeError: a method for which torch has no ``_foreach_`` operation.
     """
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors = tensors
 
-    def __getattr__(self, word: str) -> Callable[..., TensorList]:
-        operation = getattr(torch, f"_foreach_{word}", None)
+    def __getattr__(self, name: str) -> Callable[..., TensorList]:
+        operation = getattr(torch, f"_foreach_{name}", None)
         if operation is None:
-            raise AttributeError(f"no '{word}' for many tensors: torch has no _foreach_{word}")
+            raise AttributeError(f"no '{name}' for many tensors: torch has no _foreach_{name}")
 
         def method(self: TensorList, *others: Any, **numbers: Any) -> TensorList:
             result = operation(self.tensors, *map(_unwrap, others), **numbers)
             # In-place operations return nothing; tensor methods return the tensor itself.
             return self if result is None else TensorList(list(result))
 
-        setattr(TensorList, word, method)  # so that the next use finds it at once
+        setattr(TensorList, name, method)  # so that the next use finds it at once
         bound: Callable[..., TensorList] = method.__get__(self)
         return bound
 
@@ -82,7 +82,7 @@ def _add(x: Tensor, y: Tensor, alpha: float | Tensor = 1) -> Tensor:
     return x + y * alpha if isinstance(alpha, Tensor) else torch.add(x, y, alpha=alpha)
 
 
-# Words that take numbers, spelled so that the numbers may be tensors of no dimension.
+# Methods that take numbers, spelled so that the numbers may be tensors of no dimension.
 _SPELLED_OUT: dict[str, Callable[..., Tensor]] = {
     "add": _add,
     "sub": lambda x, y, alpha=1: _add(x, y, -alpha),
@@ -108,13 +108,13 @@ class Functional:
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
-    def __getattr__(self, word: str) -> Callable[..., Functional]:
-        plain = word.removesuffix("_")
+    def __getattr__(self, name: str) -> Callable[..., Functional]:
+        plain = name.removesuffix("_")
 
         def method(*others: Any, **numbers: Any) -> Functional:
             operation = _SPELLED_OUT.get(plain) or getattr(Tensor, plain)
             result = operation(self.tensor, *map(_unwrap, others), **numbers)
-            if plain == word:
+            if plain == name:
                 return Functional(result)
             self.tensor = result
             return self
@@ -122,5 +122,5 @@ class Functional:
         return method
 
 
-# A rule is generic over its carrier: mypy checks its body once with each of these two.
-Carrier = TypeVar("Carrier", Tensor, TensorList)
+# A rule is generic over its tensor-like: mypy checks its body once with each of these two.
+TensorLike = TypeVar("TensorLike", Tensor, TensorList)
