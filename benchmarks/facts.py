@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.equivalence_report import EXPLANATION as ULPS
-from benchmarks.equivalence_report import verdict, worst_table
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.record import provenance, read_json
-from benchmarks.report import EXPLANATION as MNIST
-from benchmarks.report import Pair, markdown, markdown_table
-from benchmarks.step_report import EXPLANATION as STEP_TIMES
-from benchmarks.step_report import ratio_table
+from benchmarks.common.markdown import table as markdown
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.record import provenance, read_json
+from benchmarks.equivalence.report import EXPLANATION as ULPS
+from benchmarks.equivalence.report import verdict, worst_table
+from benchmarks.mnist.report import EXPLANATION as MNIST
+from benchmarks.mnist.report import Pair, markdown_table
+from benchmarks.step_time.report import EXPLANATION as STEP_TIMES
+from benchmarks.step_time.report import ratio_table
 from benchmarks.study.report.tables import EXPLANATION as STUDY
 from benchmarks.study.report.tables import Table, readme_table
 from benchmarks.study.report.tables import published_table as published_rows

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import torch_scratch_optim as scratch
-from benchmarks.option_cases import OPTION_CASES
+from benchmarks.common.option_cases import OPTION_CASES
 from torch_scratch_optim import ScratchOptimizer, engines
 
 # Name, ours, torch's, and what makes torch's the twin of ours.

@@ -14,9 +14,9 @@ from urllib.parse import unquote, urldefrag, urlsplit
 import pytest
 
 import torch_scratch_optim
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.record import read_json
 from benchmarks.facts import RESULTS, bytes_per_parameter, variants
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.record import read_json
 from torch_scratch_optim import equivalence
 
 from .examples import ROOT, python_blocks

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.memory import peak_extra_bytes
+from benchmarks.common.memory import peak_extra_bytes
 from torch_scratch_optim import (
     ScratchAdaGrad,
     ScratchAdam,

@@ -37,7 +37,7 @@ from benchmarks.challenges.slides import local_minima as local_minima_slides
 from benchmarks.challenges.slides import saddle_points as saddle_points_slides
 from benchmarks.challenges.slides import traps as traps_slides
 from benchmarks.challenges.slides import vanishing_gradients as vanishing_gradients_slides
-from benchmarks.command import (
+from benchmarks.common.command import (
     CannotRun,
     Job,
     Parser,
@@ -48,11 +48,11 @@ from benchmarks.command import (
     run,
     say,
 )
-from benchmarks.data import Digits
-from benchmarks.optimizers import CONTENDERS, DEFAULT_NAMES
-from benchmarks.options import add_data, add_names, add_out, add_seed, default_out
-from benchmarks.pictures import png
-from benchmarks.record import machine, versions
+from benchmarks.common.data import Digits
+from benchmarks.common.optimizers import CONTENDERS, DEFAULT_NAMES
+from benchmarks.common.options import add_data, add_names, add_out, add_seed, default_out
+from benchmarks.common.plots import png
+from benchmarks.common.record import machine, versions
 
 PROGRAM = "python -m benchmarks.challenges"
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup, log_spaced
 from benchmarks.challenges.walks import first_step, rounded, walk
-from benchmarks.landscapes import LANDSCAPES
-from benchmarks.optimizers import CONTENDERS
+from benchmarks.common.landscapes import LANDSCAPES
+from benchmarks.common.optimizers import CONTENDERS
 
 STEPS = 200
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from benchmarks.challenges.lessons import learn
 from benchmarks.challenges.setup import MORE_DATA, Facts, Finding, OnProgress, Setup
 from benchmarks.challenges.walks import rounded
-from benchmarks.drawn import seeded_generator
-from benchmarks.landscapes import LANDSCAPES
-from benchmarks.nets import build_net
-from benchmarks.optimizers import CONTENDERS, MakeOptimizer
-from benchmarks.trainee import evaluate
+from benchmarks.common.drawn import seeded_generator
+from benchmarks.common.landscapes import LANDSCAPES
+from benchmarks.common.nets import build_net
+from benchmarks.common.optimizers import CONTENDERS, MakeOptimizer
+from benchmarks.common.trainee import evaluate
 
 NET = "relu"
 DEPTH = 2

@@ -13,8 +13,8 @@ from typing import Any
 from matplotlib.image import imread
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from benchmarks import claims
-from benchmarks.record import write_atomically, write_json
+from benchmarks.common import claims
+from benchmarks.common.record import write_atomically, write_json
 
 FACTS_FILE = "facts.json"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.training import shuffled
+from benchmarks.common.training import shuffled
 
 WINDOW = 10  # steps whose mean loss counts: single batches are too noisy
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup, log_spaced, titles
 from benchmarks.challenges.walks import SCHEDULES, rounded, walk
-from benchmarks.landscapes import LANDSCAPES, Landscape, turning_points
-from benchmarks.optimizers import CONTENDERS
+from benchmarks.common.landscapes import LANDSCAPES, Landscape, turning_points
+from benchmarks.common.optimizers import CONTENDERS
 
 TRUE, EMPIRICAL = LANDSCAPES["wavy"], LANDSCAPES["wavy_sample"]
 START = -0.9

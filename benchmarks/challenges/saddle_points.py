@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 from benchmarks.challenges.lessons import learn
 from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup, known
 from benchmarks.challenges.walks import first_step, rounded, walk
-from benchmarks.drawn import seeded_generator
-from benchmarks.landscapes import LANDSCAPES, Landscape
-from benchmarks.nets import build_net
-from benchmarks.optimizers import CONTENDERS
+from benchmarks.common.drawn import seeded_generator
+from benchmarks.common.landscapes import LANDSCAPES, Landscape
+from benchmarks.common.nets import build_net
+from benchmarks.common.optimizers import CONTENDERS
 
 RATES = (0.01, 0.03, 0.1, 0.3)
 SHOWN_RATE = 0.03  # of the paths

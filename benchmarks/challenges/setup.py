@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.data import Digits
-from benchmarks.optimizers import CONTENDERS
+from benchmarks.common.data import Digits
+from benchmarks.common.optimizers import CONTENDERS
 
 Facts = dict[str, Any]
 MORE_DATA = (2, 5)  # times as many images as the few

@@ -12,10 +12,10 @@ from torch import Tensor
 from benchmarks.challenges.lessons import curve_of, learn
 from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup, log_spaced, titles
 from benchmarks.challenges.walks import rounded, walk
-from benchmarks.landscapes import LANDSCAPES
-from benchmarks.lookalikes import AVERAGING, EPS_INSIDE, LOOKALIKES, LR_IN_VELOCITY
-from benchmarks.nets import build_net
-from benchmarks.optimizers import CONTENDERS, MakeOptimizer
+from benchmarks.common.landscapes import LANDSCAPES
+from benchmarks.common.nets import build_net
+from benchmarks.common.optimizers import CONTENDERS, MakeOptimizer
+from benchmarks.common.variants import AVERAGING, EPS_INSIDE, LOOKALIKES, LR_IN_VELOCITY
 
 GRADIENTS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 EPS = 1e-6  # of the textbook that puts it inside the root (D2L); the same for both here

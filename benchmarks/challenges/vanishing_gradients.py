@@ -15,10 +15,10 @@ from torch.nn.functional import cross_entropy
 from benchmarks.challenges.lessons import curve_of, learn
 from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup
 from benchmarks.challenges.walks import first_step, rounded, walk
-from benchmarks.landscapes import LANDSCAPES
-from benchmarks.nets import INITIALISATIONS, WIRINGS, build_net, weights_by_layer
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.trainee import evaluate
+from benchmarks.common.landscapes import LANDSCAPES
+from benchmarks.common.nets import INITIALISATIONS, WIRINGS, build_net, weights_by_layer
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.trainee import evaluate
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
 FACTOR = (

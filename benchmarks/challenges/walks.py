@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from benchmarks.landscapes import Landscape
-from benchmarks.optimizers import MakeOptimizer
+from benchmarks.common.landscapes import Landscape
+from benchmarks.common.optimizers import MakeOptimizer
 
 Schedule = Callable[[torch.optim.Optimizer, int], LRScheduler]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.command import (
+from benchmarks.common.command import (
     RUNS,
     CannotRun,
     Job,

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.nets import ACTIVATIONS, CLASSES, describe
-from benchmarks.optimizers import CONTENDERS
+from benchmarks.common.nets import ACTIVATIONS, CLASSES, describe
+from benchmarks.common.optimizers import CONTENDERS
 from benchmarks.study.statistics import corrected, difference, interval, least_p
 from benchmarks.study.trial import FINAL, SEARCH
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import CannotRun
-from benchmarks.nets import ACTIVATIONS
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.reading import (
+from benchmarks.common.command import CannotRun
+from benchmarks.common.nets import ACTIVATIONS
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.reading import (
     Shape,
     among,
     columns,

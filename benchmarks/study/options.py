@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.command import Parser, whole_number
-from benchmarks.nets import ACTIVATIONS
-from benchmarks.options import ABSENT, add_data, add_device, add_names
+from benchmarks.common.command import Parser, whole_number
+from benchmarks.common.nets import ACTIVATIONS
+from benchmarks.common.options import ABSENT, add_data, add_device, add_names
 from benchmarks.study.protocol import BUDGETS, TUNED, Study
 from benchmarks.study.trial import SCHEDULES, TRACKS
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import rich.progress
 
-from benchmarks.command import say
-from benchmarks.optimizers import CONTENDERS
+from benchmarks.common.command import say
+from benchmarks.common.optimizers import CONTENDERS
 from benchmarks.study.protocol import Cell, Study, expected, missing, wanted, winner_of
 from benchmarks.study.trial import FINAL, SEARCH, Trial
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch.quasirandom import SobolEngine
 
-from benchmarks.command import CannotRun
-from benchmarks.data import TEST_SIZE, TRAIN_SIZE
+from benchmarks.common.command import CannotRun
+from benchmarks.common.data import TEST_SIZE, TRAIN_SIZE
 from benchmarks.study.trial import FINAL, SEARCH, Settings, Trial
 
 SEARCH_SEED = 41

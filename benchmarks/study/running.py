@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.command import CannotRun
+from benchmarks.common.command import CannotRun
+from benchmarks.common.workers import workers
 from benchmarks.study.protocol import Study, missing
 from benchmarks.study.stacked import stackable, train_stack
 from benchmarks.study.store import Store
 from benchmarks.study.trial import PROTOCOL, OnStep, Split, Trial, train
-from benchmarks.workers import workers
 
 Unit = list[Trial]  # what is trained together
 Results = list[dict[str, Any]]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
-from benchmarks.nets import weights_by_layer
-from benchmarks.optimizers import CONTENDERS
+from benchmarks.common.nets import weights_by_layer
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.training import shuffled
 from benchmarks.study.trial import (
     FINAL,
     Observations,
@@ -29,7 +30,6 @@ from benchmarks.study.trial import (
     is_look,
     schedule,
 )
-from benchmarks.training import shuffled
 from torch_scratch_optim import ScratchOptimizer
 from torch_scratch_optim._options import Group
 from torch_scratch_optim.engines import Engine, Table, block_size, functional

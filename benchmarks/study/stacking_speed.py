@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from benchmarks.command import (
+from benchmarks.common.command import (
     CannotRun,
     Job,
     Names,
@@ -28,9 +28,9 @@ from benchmarks.command import (
     run,
     whole_number,
 )
-from benchmarks.nets import CLASSES, PIXELS
-from benchmarks.options import add_device, add_names
-from benchmarks.record import machine, versions, write_json
+from benchmarks.common.nets import CLASSES, PIXELS
+from benchmarks.common.options import add_device, add_names
+from benchmarks.common.record import machine, versions, write_json
 from benchmarks.study.protocol import TUNED
 from benchmarks.study.running import one_thread
 from benchmarks.study.stacked import train_stack

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.claims import LOCK
-from benchmarks.command import CannotRun
-from benchmarks.reading import Shape, among, faults, read_results, whole
-from benchmarks.record import RunRecorder, machine, versions, write_json
+from benchmarks.common.claims import LOCK
+from benchmarks.common.command import CannotRun
+from benchmarks.common.reading import Shape, among, faults, read_results, whole
+from benchmarks.common.record import RunRecorder, machine, versions, write_json
 from benchmarks.study.files import DATASETS, STUDY_FILE, TRIALS, read_trial
 from benchmarks.study.protocol import Study, winner_of
 from benchmarks.study.trial import FINAL, PROTOCOL, Trial, key_of

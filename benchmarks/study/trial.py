@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
-from benchmarks.data import DRAWN_NAME, Digits
-from benchmarks.nets import build_net, weights_by_layer
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.trainee import evaluate
-from benchmarks.training import shuffled
+from benchmarks.common.data import DRAWN_NAME, Digits
+from benchmarks.common.nets import build_net, weights_by_layer
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.trainee import evaluate
+from benchmarks.common.training import shuffled
 
 PROTOCOL = 1  # raised when results of an older version may no longer be mixed with newer ones
 SEARCH, FINAL = "search", "final"

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from benchmarks import report
-from benchmarks.data import DRAWN_NAME, Digits, load_digits
-from benchmarks.mnist import main
+from benchmarks.common.data import DRAWN_NAME, Digits, load_digits
+from benchmarks.mnist import report
+from benchmarks.mnist.__main__ import main
 from benchmarks.study import report as study_report
 from tests.benchmarks.study_jobs import run_study
 

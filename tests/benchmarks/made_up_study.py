@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import write_json
+from benchmarks.common.record import write_json
 
 Trial = dict[str, Any]
 

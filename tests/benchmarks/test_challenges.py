@@ -20,10 +20,10 @@ from benchmarks.challenges import (
 from benchmarks.challenges.lessons import curve_of, learn
 from benchmarks.challenges.setup import Facts, Finding, Setup, Sizes
 from benchmarks.challenges.walks import SCHEDULES, first_step, walk
-from benchmarks.data import Digits, load_digits
-from benchmarks.landscapes import LANDSCAPES
-from benchmarks.nets import build_net, weights_by_layer
-from benchmarks.optimizers import CONTENDERS
+from benchmarks.common.data import Digits, load_digits
+from benchmarks.common.landscapes import LANDSCAPES
+from benchmarks.common.nets import build_net, weights_by_layer
+from benchmarks.common.optimizers import CONTENDERS
 
 SMALL = Sizes(
     rates=21, steps=150, escape_steps=160, repeats=40, seeds=2, depths=(5, 20), width=64,

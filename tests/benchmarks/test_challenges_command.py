@@ -17,10 +17,10 @@ from benchmarks.challenges import gallery, vanishing_gradients
 from benchmarks.challenges.__main__ import EXPERIMENTS, OF_ALL, main
 from benchmarks.challenges.keeping import FACTS_FILE, keep, scalars
 from benchmarks.challenges.setup import Sizes
-from benchmarks.data import DRAWN_NAME
-from benchmarks.landscapes import LANDSCAPES
+from benchmarks.common.data import DRAWN_NAME
+from benchmarks.common.landscapes import LANDSCAPES
 from tests.benchmarks.files import events, read
-from tests.benchmarks.test_floors import ROOT, imported
+from tests.benchmarks.test_layout import ROOT, imported
 
 TINY = Sizes(
     rates=5, steps=60, escape_steps=30, repeats=5, seeds=2, depths=(5, 10), width=16,

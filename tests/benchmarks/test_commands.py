@@ -20,10 +20,14 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks import claims, equivalence, gradient_release, mnist, signals, step_time
 from benchmarks.challenges import __main__ as challenges
-from benchmarks.data import DATA_DIR_VARIABLE, Digits
-from benchmarks.stopwatch import Effort
+from benchmarks.common import claims, signals
+from benchmarks.common.data import DATA_DIR_VARIABLE, Digits
+from benchmarks.equivalence import __main__ as equivalence
+from benchmarks.gradient_release import __main__ as gradient_release
+from benchmarks.mnist import __main__ as mnist
+from benchmarks.step_time import __main__ as step_time
+from benchmarks.step_time.timer import Effort
 from benchmarks.study import __main__ as study
 from benchmarks.study import running as study_running
 from benchmarks.study.published import __main__ as published
@@ -61,7 +65,7 @@ class Command:
 COMMANDS = {
     "mnist": Command(
         lambda *more: mnist.main([*TINY, *SMALL_NET, *ONE, "--nets", "relu", *more]),
-        "benchmarks.mnist:train_pair",
+        "benchmarks.mnist.__main__:train_pair",
     ),
     "study": Command(lambda *more: run_study(Path(), *more), "benchmarks.study.running:train"),
     "published": Command(
@@ -76,17 +80,17 @@ COMMANDS = {
         lambda *more: step_time.main(
             [*ONE, "--models", "mnist", "--implementations", "ours-loop", *more], EFFORT
         ),
-        "benchmarks.stopwatch:Stopwatch.measure", "what was measured",
+        "benchmarks.step_time.timer:Stopwatch.measure", "what was measured",
     ),
     "equivalence": Command(
         lambda *more: equivalence.main(
             [*ONE, "--quick", "--dtypes", "float32", "--engines", "loop", "--steps", "2", *more], 1
         ),
-        "benchmarks.equivalence:compare_case", "what was compared",
+        "benchmarks.equivalence.__main__:compare_case", "what was compared",
     ),
     "gradient_release": Command(
         lambda *more: gradient_release.main([*ONE, "--width", "8", "--layers", "1", *more]),
-        "benchmarks.gradient_release:_apart", "what was measured",
+        "benchmarks.gradient_release.__main__:_apart", "what was measured",
     ),
 }  # fmt: skip
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import data
-from benchmarks.data import DRAWN_NAME, MNIST_NAME, DataError, Digits, load_digits
+from benchmarks.common import data
+from benchmarks.common.data import DRAWN_NAME, MNIST_NAME, DataError, Digits, load_digits
 
 IMAGES = {"train": 20, "t10k": 10}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.drawn import CHUNK, SIDE, drawn_digits
+from benchmarks.common.drawn import CHUNK, SIDE, drawn_digits
 
 
 def test_an_image_does_not_depend_on_how_many_are_drawn() -> None:

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import atlas, equivalence
-from benchmarks.atlas import DTYPES, PROMISED, compare_case, implementations
-from benchmarks.entrants import ENGINES
-from benchmarks.equivalence import DEFAULT_ENGINES, main
-from benchmarks.equivalence_report import draw_atlas, report, summary, verdict
-from benchmarks.lookalikes import AVERAGING, EPS_INSIDE, LOOKALIKES, LR_IN_VELOCITY, lookalike
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.option_cases import OPTION_CASES
+from benchmarks.common.implementations import ENGINES
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.option_cases import OPTION_CASES
+from benchmarks.common.variants import AVERAGING, EPS_INSIDE, LOOKALIKES, LR_IN_VELOCITY, lookalike
+from benchmarks.equivalence import __main__ as equivalence
+from benchmarks.equivalence import atlas
+from benchmarks.equivalence.__main__ import DEFAULT_ENGINES, main
+from benchmarks.equivalence.atlas import DTYPES, PROMISED, compare_case, implementations
+from benchmarks.equivalence.report import draw_atlas, report, summary, verdict
 from tests.benchmarks.files import read
 from torch_scratch_optim import ScratchAdam
 from torch_scratch_optim.equivalence import FAR, random_model

@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import gradient_release
-from benchmarks.gradient_release import main, release_gradients
-from benchmarks.record import read_json
+from benchmarks.common.record import read_json
+from benchmarks.gradient_release import __main__ as gradient_release
+from benchmarks.gradient_release.__main__ import main, release_gradients
 
 from ..cases import PAIRS, Case, assert_equal_state, same_bits
 
-RECORDED = Path(gradient_release.__file__).parent / "results/gradient_release/gradient_release.json"
+RECORDED = (
+    Path(gradient_release.__file__).parents[1] / "results/gradient_release/gradient_release.json"
+)
 
 
 @pytest.mark.parametrize("case", [Case(name) for name in PAIRS], ids=str)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.landscapes import LANDSCAPES, Landscape, turning_points
+from benchmarks.common.landscapes import LANDSCAPES, Landscape, turning_points
 
 NAMES = list(LANDSCAPES)
 

@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 import matplotlib as mpl
 import pytest
 
-from benchmarks import mnist
-from benchmarks.data import DATA_DIR_VARIABLE, DRAWN_NAME, MNIST_NAME
-from benchmarks.mnist import main
-from benchmarks.optimizers import DEFAULT_NAMES
+from benchmarks.common.data import DATA_DIR_VARIABLE, DRAWN_NAME, MNIST_NAME
+from benchmarks.common.optimizers import DEFAULT_NAMES
+from benchmarks.mnist import __main__ as mnist
+from benchmarks.mnist.__main__ import main
 from tests.benchmarks.conftest import SMALL_NET, TINY, Job
 from tests.benchmarks.files import TWO, events, read, run_files
 

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import mnist, record, report
-from benchmarks.data import Digits
-from benchmarks.record import write_json
+from benchmarks.common import record
+from benchmarks.common.data import Digits
+from benchmarks.common.record import write_json
+from benchmarks.mnist import __main__ as mnist
+from benchmarks.mnist import report
 from benchmarks.study.published import __main__ as published
 from benchmarks.study.published import running as published_running
 from benchmarks.study.published.case import Lab, Measured

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import processes
-from benchmarks.record import read_json
+from benchmarks.common import processes
+from benchmarks.common.record import read_json
 
 JOB = ["-m", "benchmarks.mnist", "--dataset", "drawn", "--train-size", "300", "--test-size", "100"]
 JOB += ["--epochs", "1", "--optimizers", "momentum", "adam", "--nets", "relu", "--depth", "2"]

@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 
 import pytest
 
-from benchmarks import mnist
-from benchmarks.mnist import main
-from benchmarks.trainee import Plan
-from benchmarks.training import train_pair
+from benchmarks.common.trainee import Plan
+from benchmarks.common.training import train_pair
+from benchmarks.mnist import __main__ as mnist
+from benchmarks.mnist.__main__ import main
 from tests.benchmarks.conftest import Job
 from tests.benchmarks.files import TWO, events, read, run_files
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks import step_time, stopwatch
-from benchmarks.entrants import (
+from benchmarks.common.implementations import (
     IMPLEMENTATIONS,
     LR,
     count_denormals,
@@ -21,10 +20,13 @@ from benchmarks.entrants import (
     state_columns,
     state_of,
 )
-from benchmarks.memory import peak_extra_bytes
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.shapes import MODELS
-from benchmarks.step_report import (
+from benchmarks.common.memory import peak_extra_bytes
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.shapes import MODELS
+from benchmarks.step_time import __main__ as step_time
+from benchmarks.step_time import timer as stopwatch
+from benchmarks.step_time.__main__ import main
+from benchmarks.step_time.report import (
     TOP,
     doubts,
     draw_bars,
@@ -33,8 +35,7 @@ from benchmarks.step_report import (
     report,
     rows_of,
 )
-from benchmarks.step_time import main
-from benchmarks.stopwatch import APART, SHARED, Effort, Stopwatch, percentile
+from benchmarks.step_time.timer import APART, SHARED, Effort, Stopwatch, percentile
 from tests.benchmarks.files import read
 
 CPU = torch.device("cpu")

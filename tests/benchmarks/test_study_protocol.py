@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.command import CannotRun
-from benchmarks.optimizers import CONTENDERS
+from benchmarks.common.command import CannotRun
+from benchmarks.common.optimizers import CONTENDERS
 from benchmarks.study.protocol import (
     BUDGETS,
     RANGES,

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.command import CannotRun
-from benchmarks.data import Digits
+from benchmarks.common.command import CannotRun
+from benchmarks.common.data import Digits
 from benchmarks.study.published import algoperf, deepobs, glorot_bengio, nielsen
 from benchmarks.study.published.case import (
     BUDGETS,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.data import Digits
+from benchmarks.common.data import Digits
 from benchmarks.study.published import __main__ as command
 from benchmarks.study.published import running
 from benchmarks.study.published.case import Case, Lab, Measured, Settings

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import facts as recorded_facts
-from benchmarks.optimizers import CONTENDERS
+from benchmarks.common.optimizers import CONTENDERS
 from benchmarks.study.report import write
 from benchmarks.study.report.__main__ import main
 from benchmarks.study.report.page import SIGNS

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data import DEVIATION, MEAN, Digits
+from benchmarks.common.data import DEVIATION, MEAN, Digits
 from benchmarks.study.published import adam_paper, algoperf, deepobs, glorot_bengio, nielsen
 from benchmarks.study.published.case import Lab, unit_pixels
 from benchmarks.study.published.cases import CASES

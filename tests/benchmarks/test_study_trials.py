@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.data import Digits
-from benchmarks.nets import build_net
-from benchmarks.optimizers import CONTENDERS
+from benchmarks.common.data import Digits
+from benchmarks.common.nets import build_net
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.trainee import evaluate
 from benchmarks.study.protocol import TUNED
 from benchmarks.study.stacked import stacked_optimizer, train_stack
 from benchmarks.study.trial import (
@@ -29,7 +30,6 @@ from benchmarks.study.trial import (
     split,
     train,
 )  # fmt: skip
-from benchmarks.trainee import evaluate
 from torch_scratch_optim import ScratchSGD, engines
 
 SETTINGS = Settings(

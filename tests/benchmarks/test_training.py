@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.data import Digits
-from benchmarks.nets import build_net, weights_by_layer
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.record import write_json
-from benchmarks.trainee import Plan, evaluate
-from benchmarks.training import batches, train_pair
+from benchmarks.common.data import Digits
+from benchmarks.common.nets import build_net, weights_by_layer
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.record import write_json
+from benchmarks.common.trainee import Plan, evaluate
+from benchmarks.common.training import batches, train_pair
 
 PLAN = Plan("relu", "adam", 0.001, epochs=2, batch_size=64, depth=2, width=16)
 
@@ -155,7 +155,7 @@ def test_evaluation_weighs_every_image_alike(
 ) -> None:
     net = build_net("relu", depth=1, width=16)
     whole = evaluate(net, digits.train_images, digits.train_labels)
-    monkeypatch.setattr("benchmarks.trainee.EVALUATION_BATCH", 7)
+    monkeypatch.setattr("benchmarks.common.trainee.EVALUATION_BATCH", 7)
     assert evaluate(net, digits.train_images, digits.train_labels) == pytest.approx(whole)
     scores = net(digits.train_images)
     assert whole[0] == pytest.approx(cross_entropy(scores, digits.train_labels).item())

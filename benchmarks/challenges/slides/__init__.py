@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.pictures import LABEL, TITLE
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.plots import LABEL, TITLE
 
 Pictures = dict[str, Figure]
 WIDTH, HEIGHT = 13.3, 7.2  # inches, of a slide: a point of text here is a point there

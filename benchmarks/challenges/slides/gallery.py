@@ -9,9 +9,9 @@ from matplotlib.lines import Line2D
 from benchmarks.challenges.setup import Facts
 from benchmarks.challenges.slides import Pictures, label, look, slide
 from benchmarks.challenges.slides.saddle_points import contours
-from benchmarks.landscapes import LANDSCAPES
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.pictures import finish
+from benchmarks.common.landscapes import LANDSCAPES
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.plots import finish
 
 
 def draw(facts: Facts) -> Pictures:

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from benchmarks.challenges.generalization import DECAY_TITLES, mean_gaps
 from benchmarks.challenges.setup import Facts
 from benchmarks.challenges.slides import Pictures, label, look, slide
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.pictures import TICK, finish, legend_of
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.plots import TICK, finish, legend_of
 
 
 def draw(facts: Facts) -> Pictures:

@@ -21,9 +21,9 @@ from benchmarks.challenges.local_minima import (
 )
 from benchmarks.challenges.setup import Facts
 from benchmarks.challenges.slides import Pictures, label, look, slide
-from benchmarks.landscapes import Landscape
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.pictures import LABEL, TICK, TITLE, finish
+from benchmarks.common.landscapes import Landscape
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.plots import LABEL, TICK, TITLE, finish
 
 # Where a walk ends, in greys and hatches: the global minimum alone has the optimizer's colour.
 FILLS: dict[str, dict[str, Any]] = {

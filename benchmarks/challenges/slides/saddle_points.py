@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 
 from benchmarks.challenges.setup import Facts
 from benchmarks.challenges.slides import Pictures, label, look, numbers, slide
-from benchmarks.landscapes import LANDSCAPES, Landscape
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.pictures import finish, legend_of
+from benchmarks.common.landscapes import LANDSCAPES, Landscape
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.plots import finish, legend_of
 
 BLACK: dict[str, Any] = {"color": "black", "lw": 2.5, "ls": (0, (3, 2))}
 

@@ -9,8 +9,8 @@ from matplotlib.lines import Line2D
 
 from benchmarks.challenges.setup import Facts
 from benchmarks.challenges.slides import Pictures, label, look, slide
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.pictures import TICK, finish, legend_of
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.plots import TICK, finish, legend_of
 
 DASHES: Any = (0, (2, 1.2))
 

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from benchmarks.challenges.setup import Facts, known
 from benchmarks.challenges.slides import Pictures, label, look, slide
 from benchmarks.challenges.vanishing_gradients import CHANCE
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.pictures import TICK, finish, legend_of
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.plots import TICK, finish, legend_of
 
 GREYS = ("0.75", "0.55", "0.35", "0.0")
 MARKERS = ("o", "s", "^", "D")

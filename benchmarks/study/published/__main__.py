@@ -14,7 +14,7 @@ from rich.progress import TaskID
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.command import (
+from benchmarks.common.command import (
     Job,
     Parser,
     bars,
@@ -24,7 +24,7 @@ from benchmarks.command import (
     run,
     say,
 )
-from benchmarks.options import add_data_dir, add_device, add_out, default_out
+from benchmarks.common.options import add_data_dir, add_device, add_out, default_out
 from benchmarks.study.published.case import BUDGETS, DIFFERS, NOT_RUN, REPRODUCED
 from benchmarks.study.published.cases import CASES
 from benchmarks.study.published.running import RESULT, Found, load_mnist, read_cases, run_cases

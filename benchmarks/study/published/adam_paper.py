@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from benchmarks.nets import CLASSES, PIXELS
+from benchmarks.common.nets import CLASSES, PIXELS
+from benchmarks.common.trainee import evaluate
 from benchmarks.study.published.case import (
     Case,
     Figure,
@@ -26,7 +27,6 @@ from benchmarks.study.published.case import (
 )
 from benchmarks.study.published.nets import build, zeros
 from benchmarks.study.published.teaching import epochs_of, steps_per_epoch
-from benchmarks.trainee import evaluate
 from torch_scratch_optim import ScratchAdaGrad, ScratchAdam, ScratchMomentum
 
 BATCH, SEED, PENALTY = 128, 0, 1e-4

@@ -12,8 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.data import DEVIATION, MEAN
-from benchmarks.nets import CLASSES, PIXELS
+from benchmarks.common.data import DEVIATION, MEAN
+from benchmarks.common.nets import CLASSES, PIXELS
+from benchmarks.common.trainee import evaluate
 from benchmarks.study.published.case import (
     Case,
     Figure,
@@ -25,7 +26,6 @@ from benchmarks.study.published.case import (
 )
 from benchmarks.study.published.nets import build, lecun_truncated
 from benchmarks.study.published.teaching import epochs_of, steps_per_epoch
-from benchmarks.trainee import evaluate
 from torch_scratch_optim import ScratchAdam
 
 SIZES = (PIXELS, 128, CLASSES)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.data import DEVIATION, MEAN, Digits
+from benchmarks.common.data import DEVIATION, MEAN, Digits
 from benchmarks.study.published.parts import Part, Parts
 
 BUDGETS = ("quick", "standard", "full")

@@ -13,7 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.nets import CLASSES, PIXELS
+from benchmarks.common.nets import CLASSES, PIXELS
+from benchmarks.common.trainee import evaluate
 from benchmarks.study.published.case import (
     Case,
     Figure,
@@ -25,7 +26,6 @@ from benchmarks.study.published.case import (
 )
 from benchmarks.study.published.nets import build, uniform
 from benchmarks.study.published.teaching import epochs_of, steps_per_epoch
-from benchmarks.trainee import evaluate
 from torch_scratch_optim import ScratchSGD
 
 DEPTH, WIDTH, BATCH, SEED = 5, 1000, 10, 0

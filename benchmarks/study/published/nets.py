@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
 
-from benchmarks.drawn import seeded_generator
+from benchmarks.common.drawn import seeded_generator
 
 Initialise = Callable[[nn.Linear, Generator], None]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.nets import CLASSES, PIXELS
+from benchmarks.common.nets import CLASSES, PIXELS
 from benchmarks.study.published.case import (
     Case,
     Figure,

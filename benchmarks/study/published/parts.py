@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.command import CannotRun
-from benchmarks.record import read_json, write_json
+from benchmarks.common.command import CannotRun
+from benchmarks.common.record import read_json, write_json
 
 FOLDER = "published"  # beside published.json; empty, and gone, when all cases have ended
 

@@ -10,10 +10,19 @@ from typing import Any
 
 import torch
 
-from benchmarks.command import CannotRun
-from benchmarks.data import DataError, Digits, find_data_dir, load_digits
-from benchmarks.reading import Shape, among, many, number, perhaps, read_results, shaped, text
-from benchmarks.record import machine, versions, write_json
+from benchmarks.common.command import CannotRun
+from benchmarks.common.data import DataError, Digits, find_data_dir, load_digits
+from benchmarks.common.reading import (
+    Shape,
+    among,
+    many,
+    number,
+    perhaps,
+    read_results,
+    shaped,
+    text,
+)
+from benchmarks.common.record import machine, versions, write_json
 from benchmarks.study.published.case import BUDGETS, DIFFERS, NOT_RUN, REPRODUCED, Case, Lab
 from benchmarks.study.published.cases import CASES
 from benchmarks.study.published.parts import Parts

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
-from benchmarks.nets import CLASSES
-from benchmarks.training import shuffled
+from benchmarks.common.nets import CLASSES
+from benchmarks.common.training import shuffled
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

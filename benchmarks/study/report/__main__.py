@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks import claims
-from benchmarks.command import CannotRun, Job, Parser, conduct, run, say
+from benchmarks.common import claims
+from benchmarks.common.command import CannotRun, Job, Parser, conduct, run, say
 from benchmarks.study.files import STUDY_FILE
 from benchmarks.study.report.writing import PAGE, write
 

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.pictures import legend_of
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.plots import legend_of
 
 SIZE = (5.2, 4.0)  # inches
 TEXT, SMALL = 11, 10  # points; on a phone a figure is about as wide as it is drawn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.data import DRAWN_NAME
+from benchmarks.common.data import DRAWN_NAME
 from benchmarks.study.statistics import CONFIDENCE, least_p
 
 Facts = dict[str, Any]

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from benchmarks.optimizers import CONTENDERS
+from benchmarks.common.optimizers import CONTENDERS
 from benchmarks.study.analysis import Trial
 from benchmarks.study.report import texts
 from benchmarks.study.report.drawing import svg_inline

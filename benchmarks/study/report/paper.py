@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.report import plain
+from benchmarks.common.markdown import plain
 from benchmarks.study.analysis import Trial
 from benchmarks.study.report.limits import limits
 from benchmarks.study.report.tables import published_table, trials_table

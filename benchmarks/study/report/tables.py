@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.report import markdown, plain
+from benchmarks.common.markdown import plain
+from benchmarks.common.markdown import table as markdown
+from benchmarks.common.optimizers import CONTENDERS
 from benchmarks.study.analysis import CLOCKS, TARGETS, Trial, reached, value
 from benchmarks.study.report.words import (
     UNKNOWN,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import CannotRun
-from benchmarks.data import DRAWN_NAME, MNIST_NAME
-from benchmarks.reading import Shape, among, read_results, text, whole
-from benchmarks.record import provenance, write_atomically, write_json
-from benchmarks.report import plain
+from benchmarks.common.command import CannotRun
+from benchmarks.common.data import DRAWN_NAME, MNIST_NAME
+from benchmarks.common.markdown import plain
+from benchmarks.common.reading import Shape, among, read_results, text, whole
+from benchmarks.common.record import provenance, write_atomically, write_json
 from benchmarks.study.analysis import Trial, analyse, without_curves
 from benchmarks.study.files import STUDY_FILE, TRIALS, read_trial
 from benchmarks.study.protocol import BUDGETS

@@ -14,11 +14,11 @@ from matplotlib.patches import Rectangle
 from rich import box
 from rich.table import Table
 
-from benchmarks.atlas import FAILED, PROMISED, Row
-from benchmarks.lookalikes import AVERAGING, EPS_INSIDE, LR_IN_VELOCITY
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.pictures import CAPTION, LABEL, TICK, TITLE, png
-from benchmarks.report import markdown
+from benchmarks.common.markdown import table as markdown
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.plots import CAPTION, LABEL, TICK, TITLE, png
+from benchmarks.common.variants import AVERAGING, EPS_INSIDE, LR_IN_VELOCITY
+from benchmarks.equivalence.atlas import FAILED, PROMISED, Row
 from torch_scratch_optim.equivalence import FAR
 
 Recorded = dict[str, Any]

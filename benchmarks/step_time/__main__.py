@@ -15,13 +15,20 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.command import Job, Parser, bars, conduct, pick_device, run, say
-from benchmarks.entrants import IMPLEMENTATIONS, LR
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.options import add_device, add_names, add_out, add_seed, check_new, default_out
-from benchmarks.record import machine, versions, write_atomically, write_json
-from benchmarks.shapes import MODELS
-from benchmarks.step_report import (
+from benchmarks.common.command import Job, Parser, bars, conduct, pick_device, run, say
+from benchmarks.common.implementations import IMPLEMENTATIONS, LR
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.options import (
+    add_device,
+    add_names,
+    add_out,
+    add_seed,
+    check_new,
+    default_out,
+)
+from benchmarks.common.record import machine, versions, write_atomically, write_json
+from benchmarks.common.shapes import MODELS
+from benchmarks.step_time.report import (
     EXPLANATION,
     Row,
     doubts,
@@ -30,7 +37,7 @@ from benchmarks.step_report import (
     rows_of,
     terminal_table,
 )
-from benchmarks.stopwatch import APART, FAILED, QUICK, SHARED, Cell, Effort, Stopwatch
+from benchmarks.step_time.timer import APART, FAILED, QUICK, SHARED, Cell, Effort, Stopwatch
 
 PROGRAM = "python -m benchmarks.step_time"
 RESULT = "step_time.json"

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.entrants import (
+from benchmarks.common.implementations import (
     LR,
     cloned,
     count_denormals,
@@ -31,9 +31,9 @@ from benchmarks.entrants import (
     state_columns,
     state_of,
 )
-from benchmarks.memory import free_bytes, peak_extra_bytes
-from benchmarks.optimizers import CONTENDERS, Contender
-from benchmarks.shapes import Shape
+from benchmarks.common.memory import free_bytes, peak_extra_bytes
+from benchmarks.common.optimizers import CONTENDERS, Contender
+from benchmarks.common.shapes import Shape
 
 MEASURED, UNAVAILABLE, FAILED = "measured", "not available", "failed"
 APART, SHARED = "apart", "shared"

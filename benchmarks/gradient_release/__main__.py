@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.command import Job, Parser, conduct, run, say, whole_number
-from benchmarks.memory import peak_extra_bytes
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.options import add_names, add_out, add_seed, check_new, default_out
-from benchmarks.record import machine, versions, write_json
-from benchmarks.workers import workers
+from benchmarks.common.command import Job, Parser, conduct, run, say, whole_number
+from benchmarks.common.memory import peak_extra_bytes
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.options import add_names, add_out, add_seed, check_new, default_out
+from benchmarks.common.record import machine, versions, write_json
+from benchmarks.common.workers import workers
 
 PROGRAM = "python -m benchmarks.gradient_release"
 RESULT = "gradient_release.json"

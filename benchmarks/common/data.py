@@ -27,7 +27,7 @@ from torch import Tensor
 # torchvision comes without type hints.
 from torchvision.datasets import MNIST  # type: ignore[import-untyped]
 
-from benchmarks.drawn import drawn_digits
+from benchmarks.common.drawn import drawn_digits
 
 KINDS = ("auto", "mnist", "drawn")
 MNIST_NAME = "MNIST"

@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import claims, signals
-from benchmarks.data import DataError, Digits, find_data_dir, load_digits
+from benchmarks.common import claims, signals
+from benchmarks.common.data import DataError, Digits, find_data_dir, load_digits
 
 RUNS = Path("runs")
 

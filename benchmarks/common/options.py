@@ -8,9 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.claims import LOCK
-from benchmarks.command import RUNS, CannotRun, Names, name_among, whole_number
-from benchmarks.data import DATA_DIR_VARIABLE, KINDS
+from benchmarks.common.claims import LOCK
+from benchmarks.common.command import RUNS, CannotRun, Names, name_among, whole_number
+from benchmarks.common.data import DATA_DIR_VARIABLE, KINDS
 
 ABSENT = argparse.SUPPRESS  # for a command that must tell what was given from what was left out
 

@@ -11,11 +11,11 @@ from matplotlib.patches import Patch
 from rich import box
 from rich.table import Table
 
-from benchmarks.entrants import ENGINES, SIDES
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.pictures import CAPTION, LABEL, TICK, TITLE, png
-from benchmarks.report import markdown
-from benchmarks.stopwatch import APART, MEASURED, SHARED
+from benchmarks.common.implementations import ENGINES, SIDES
+from benchmarks.common.markdown import table as markdown
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.plots import CAPTION, LABEL, TICK, TITLE, png
+from benchmarks.step_time.timer import APART, MEASURED, SHARED
 
 Recorded = dict[str, Any]
 

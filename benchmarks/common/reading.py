@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import CannotRun
-from benchmarks.record import read_json
+from benchmarks.common.command import CannotRun
+from benchmarks.common.record import read_json
 
 Check = Callable[[Any], bool]
 Shape = Mapping[str, Any]  # to checks and shapes

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks import processes
-from benchmarks.command import (
+from benchmarks.common import processes
+from benchmarks.common.command import (
     RUNS,
     CannotRun,
     Job,
@@ -26,12 +26,14 @@ from benchmarks.command import (
     run,
     say,
 )
-from benchmarks.data import DRAWN_NAME, Digits, find_data_dir
-from benchmarks.mnist_options import DEFAULTS, PROGRAM, build_parser
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.options import check_new, default_out
-from benchmarks.record import machine, versions, write_json
-from benchmarks.report import (
+from benchmarks.common.data import DRAWN_NAME, Digits, find_data_dir
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.options import check_new, default_out
+from benchmarks.common.record import machine, versions, write_json
+from benchmarks.common.trainee import Plan
+from benchmarks.common.training import train_pair
+from benchmarks.mnist.options import DEFAULTS, PROGRAM, build_parser
+from benchmarks.mnist.report import (
     EXPLANATION,
     SETTINGS_FILE,
     Pair,
@@ -41,8 +43,6 @@ from benchmarks.report import (
     terminal_tables,
     write_report,
 )
-from benchmarks.trainee import Plan
-from benchmarks.training import train_pair
 
 SHOWN_EVERY = 20  # steps between two updates of the progress bars
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from benchmarks import signals
+from benchmarks.common import signals
 
 Result = TypeVar("Result")
 

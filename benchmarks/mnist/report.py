@@ -5,21 +5,21 @@ Any number of finished runs makes a report, so that it can be made again after e
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from benchmarks.command import CannotRun
-from benchmarks.data import DRAWN_NAME, MNIST_NAME
-from benchmarks.nets import ACTIVATIONS, describe
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.pictures import draw_curves, draw_gradient_flow
-from benchmarks.reading import (
+from benchmarks.common.command import CannotRun
+from benchmarks.common.data import DRAWN_NAME, MNIST_NAME
+from benchmarks.common.markdown import plain
+from benchmarks.common.markdown import table as markdown
+from benchmarks.common.nets import ACTIVATIONS, describe
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.plots import draw_curves, draw_gradient_flow
+from benchmarks.common.reading import (
     Shape,
     among,
     columns,
@@ -35,8 +35,8 @@ from benchmarks.reading import (
     whole,
     yes_or_no,
 )
-from benchmarks.record import RUN_FILE, write_atomically, write_json
-from benchmarks.trainee import DIRECTORIES, SCRATCH, TORCH
+from benchmarks.common.record import RUN_FILE, write_atomically, write_json
+from benchmarks.common.trainee import DIRECTORIES, SCRATCH, TORCH
 
 SETTINGS_FILE = "settings.json"
 RUN_FIELDS = (
@@ -256,21 +256,6 @@ def terminal_tables(job: dict[str, Any], pairs: list[Pair]) -> list[Table]:
 def markdown_table(pairs: list[Pair]) -> str:
     headings = ["net", *(" ".join(filter(None, heading)) for heading in HEADINGS)]
     return markdown([headings, *([pair.net, *_cells(pair)] for pair in pairs)])
-
-
-def plain(text: str) -> str:
-    """Somebody's text as Markdown shows it and nothing else: no HTML, link, picture or heading."""
-    words = re.sub(
-        r"([\\`*\[\]|])|^([#+\-=~])(?=.)", r"\\\1\2", re.sub(r"\s*[\r\n]+\s*", " ", text)
-    )
-    return escape(words, quote=False)
-
-
-def markdown(rows: list[list[str]], texts: int = 2) -> str:
-    """A table whose first row is its head; the first columns hold texts, the others numbers."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|" + "---|" * texts + "---:|" * (len(rows[0]) - texts))
-    return "\n".join(lines)
 
 
 def _markdown(job: dict[str, Any], pairs: list[Pair]) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from benchmarks import claims, processes
+from benchmarks.common import claims, processes
 
 RUN_FILE = "run.json"
 MOST_BYTES, DEEPEST = 2**26, 20  # of a file of results

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.option_cases import Options
+from benchmarks.common.option_cases import Options
 from torch_scratch_optim import (
     ScratchAdaGrad,
     ScratchAdam,

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.optimizers import Contender
-from benchmarks.shapes import Shape
+from benchmarks.common.optimizers import Contender
+from benchmarks.common.shapes import Shape
 
 ENGINES: dict[str, dict[str, bool]] = {
     "default": {},

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import processes
-from benchmarks.data import Digits
-from benchmarks.drawn import seeded_generator
-from benchmarks.nets import build_net
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.record import RunRecorder
-from benchmarks.trainee import EPOCH_TAGS, FINAL, SCRATCH, Plan, Trainee
+from benchmarks.common import processes
+from benchmarks.common.data import Digits
+from benchmarks.common.drawn import seeded_generator
+from benchmarks.common.nets import build_net
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.record import RunRecorder
+from benchmarks.common.trainee import EPOCH_TAGS, FINAL, SCRATCH, Plan, Trainee
 
 TESTS_PER_EPOCH = 5  # looks at the test set, the one at the end of the epoch included
 

@@ -16,10 +16,23 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.atlas import DTYPES, FAILED, PROMISED, REFERENCE, Row, compare_case, implementations
-from benchmarks.command import Job, Parser, bars, conduct, run, say, whole_number
-from benchmarks.entrants import ENGINES
-from benchmarks.equivalence_report import (
+from benchmarks.common.command import Job, Parser, bars, conduct, run, say, whole_number
+from benchmarks.common.implementations import ENGINES
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.option_cases import OPTION_CASES, Options
+from benchmarks.common.options import add_names, add_out, add_seed, check_new, default_out
+from benchmarks.common.record import machine, versions, write_atomically, write_json
+from benchmarks.common.workers import workers
+from benchmarks.equivalence.atlas import (
+    DTYPES,
+    FAILED,
+    PROMISED,
+    REFERENCE,
+    Row,
+    compare_case,
+    implementations,
+)
+from benchmarks.equivalence.report import (
     EXPLANATION,
     draw_atlas,
     report,
@@ -27,11 +40,6 @@ from benchmarks.equivalence_report import (
     terminal_table,
     verdict,
 )
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.option_cases import OPTION_CASES, Options
-from benchmarks.options import add_names, add_out, add_seed, check_new, default_out
-from benchmarks.record import machine, versions, write_atomically, write_json
-from benchmarks.workers import workers
 
 PROGRAM = "python -m benchmarks.equivalence"
 RESULT = "equivalence.json"

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.data import Digits
-from benchmarks.nets import weights_by_layer
-from benchmarks.record import RunRecorder
+from benchmarks.common.data import Digits
+from benchmarks.common.nets import weights_by_layer
+from benchmarks.common.record import RunRecorder
 
 SCRATCH, TORCH = "scratch", "torch"
 DIRECTORIES = {SCRATCH: "ours", TORCH: "torch"}

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import torch
 
-from benchmarks.nets import CLASSES, PIXELS
+from benchmarks.common.nets import CLASSES, PIXELS
 
 Shape = tuple[int, ...]
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.entrants import ENGINES, maker
-from benchmarks.lookalikes import LOOKALIKES, lookalike
-from benchmarks.optimizers import CONTENDERS
-from benchmarks.option_cases import Options, in_words
+from benchmarks.common.implementations import ENGINES, maker
+from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.option_cases import Options, in_words
+from benchmarks.common.variants import LOOKALIKES, lookalike
 from torch_scratch_optim.equivalence import (
     FAR,
     Make,

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from benchmarks.nets import TITLES
-from benchmarks.optimizers import CONTENDERS
+from benchmarks.common.nets import TITLES
+from benchmarks.common.optimizers import CONTENDERS
 
 Run = dict[str, Any]
 

@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.command import Parser, name_among, whole_number
-from benchmarks.data import TEST_SIZE, TRAIN_SIZE
-from benchmarks.nets import ACTIVATIONS, DEPTH, WIDTH
-from benchmarks.optimizers import CONTENDERS, DEFAULT_NAMES
-from benchmarks.options import ABSENT, add_data, add_device, add_names, add_out, add_seed
+from benchmarks.common.command import Parser, name_among, whole_number
+from benchmarks.common.data import TEST_SIZE, TRAIN_SIZE
+from benchmarks.common.nets import ACTIVATIONS, DEPTH, WIDTH
+from benchmarks.common.optimizers import CONTENDERS, DEFAULT_NAMES
+from benchmarks.common.options import ABSENT, add_data, add_device, add_names, add_out, add_seed
 
 PROGRAM = "python -m benchmarks.mnist"
 DEFAULTS: dict[str, Any] = {

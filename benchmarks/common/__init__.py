@@ -1,0 +1,1 @@
+"""What the commands share; it imports no command."""

@@ -1,0 +1,1 @@
+"""Five optimizers on two deep nets, ours beside torch's: `python -m benchmarks.mnist`."""
