@@ -24,9 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# torchvision comes without type hints.
-from torchvision.datasets import MNIST  # type: ignore[import-untyped]
-
 from benchmarks.common.drawn import drawn_digits
 
 KINDS = ("auto", "mnist", "drawn")
@@ -239,6 +236,9 @@ def _download(folder: Path, announce: Announce) -> None:
     host's name. So it works in a thread and in a temporary directory, and is abandoned as soon
     as nothing arrives any more.
     """
+    # Takes a second, so not for everyone. torchvision comes without type hints.
+    from torchvision import datasets  # type: ignore[import-untyped]
+
     announce(f"MNIST is not in {folder}; trying to download it")
     problems: list[Exception] = []
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
@@ -247,7 +247,7 @@ def _download(folder: Path, announce: Announce) -> None:
 
         def work() -> None:
             try:
-                MNIST(temporary, download=True)
+                datasets.MNIST(temporary, download=True)
             except (OSError, RuntimeError, HTTPException, EOFError, zlib.error) as problem:
                 problems.append(problem)
 

@@ -214,7 +214,7 @@ def test_a_directory_may_be_named_at_any_depth(
 def test_a_directory_that_was_named_is_neither_filled_nor_replaced(
     kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "MNIST", fake_download(small_mnist()))
+    monkeypatch.setattr("torchvision.datasets.MNIST", fake_download(small_mnist()))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=f"no MNIST in .*{name}: .*{name}/MNIST/raw/{FIRST}"):
         load_digits(kind, tmp_path / name, torch.device("cpu"), 20, 10, named=True)
@@ -251,7 +251,7 @@ def test_a_host_that_never_answers_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = threading.Event()
-    monkeypatch.setattr(data, "MNIST", lambda *arguments, **options: answer.wait(30))
+    monkeypatch.setattr("torchvision.datasets.MNIST", lambda *arguments, **options: answer.wait(30))
     began = time.monotonic()
     digits = load("auto", tmp_path)
     took = time.monotonic() - began
@@ -270,7 +270,7 @@ def test_the_patience_with_a_silent_network_is_below_fifteen_seconds(
 def test_a_download_is_verified_and_put_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "MNIST", fake_download(small_mnist()))
+    monkeypatch.setattr("torchvision.datasets.MNIST", fake_download(small_mnist()))
     assert load("auto", tmp_path / "new").name == MNIST_NAME
     kept = sorted(path.name for path in (tmp_path / "new/MNIST/raw").iterdir())
     assert kept == sorted(small_mnist())
@@ -281,7 +281,7 @@ def test_a_download_with_a_wrong_byte_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {name: content + b"!" for name, content in small_mnist().items()}
-    monkeypatch.setattr(data, "MNIST", fake_download(files))
+    monkeypatch.setattr("torchvision.datasets.MNIST", fake_download(files))
     with pytest.raises(DataError, match="corrupt or truncated"):
         load("auto", tmp_path / "new")
     assert not (tmp_path / "new").exists()
