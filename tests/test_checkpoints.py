@@ -280,3 +280,37 @@ def test_load_state_dict_leaves_lazy_parameters_to_their_first_forward() -> None
     lazy(torch.ones(1, 3)).sum().backward()
     ours.step()
     assert ours.state[lazy.weight]["step"] == 2
+
+
+UNUSABLE: list[tuple[str, Any, type[Exception], str]] = [
+    ("lr", "1e-3", TypeError, "lr must be a number .* the string '1e-3'"),
+    ("lr", None, TypeError, "lr must be a number .* is None"),
+    ("weight_decay", None, TypeError, "weight_decay must be a number"),
+    ("weight_decay", ..., ValueError, "lacks the option 'weight_decay'"),
+]
+
+
+@pytest.mark.parametrize(("option", "value", "error", "words"), UNUSABLE)
+@each_optimizer
+def test_load_state_dict_refuses_options_that_no_step_can_use(
+    case: Case, option: str, value: Any, error: type[Exception], words: str
+) -> None:
+    ours = case.ours(parameters())
+    before = copy.deepcopy(ours.state_dict())
+    checkpoint = copy.deepcopy(before)
+    checkpoint["param_groups"][0][option] = value
+    if value is ...:
+        del checkpoint["param_groups"][0][option]
+    with pytest.raises(error, match=f"{words}|another optimizer.* no option '{option}'"):
+        ours.load_state_dict(checkpoint)
+    assert_same_checkpoint(ours.state_dict(), before)
+
+
+def test_load_state_dict_refuses_state_that_is_no_tensor() -> None:
+    ours = Case("Adam").ours(parameters())
+    for _ in train(ours, steps=range(1)):
+        pass
+    checkpoint = copy.deepcopy(ours.state_dict())
+    checkpoint["state"][1]["exp_avg"] = [0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match="'exp_avg' of parameter 1 of group 0, which must"):
+        ours.load_state_dict(checkpoint)

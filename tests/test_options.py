@@ -346,6 +346,10 @@ MISSPELT = {
     "beta": "betas",
     "for_each": "foreach",
     "ams_grad": "amsgrad",
+    "LR": "lr",
+    "learningRate": "lr",
+    "weight-decay": "weight_decay",
+    "eps_": "eps",
 }
 OF_THEIR_OWN = [
     "name",
@@ -369,8 +373,9 @@ def test_add_param_group_warns_of_a_misspelt_option(name: str) -> None:
 
 @pytest.mark.parametrize("name", OF_THEIR_OWN)
 def test_add_param_group_takes_names_of_others_without_a_word(name: str) -> None:
-    optimizer = scratch.ScratchAdam([{"params": parameters(), name: 0.25}])  # warnings are errors
-    assert optimizer.param_groups[0][name] == 0.25
+    for kind, _, _ in PAIRS.values():
+        optimizer = kind([{"params": parameters(), name: 0.25}])  # type: ignore[call-arg]
+        assert optimizer.param_groups[0][name] == 0.25  # and warnings are errors
 
 
 @each_optimizer

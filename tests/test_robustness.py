@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import threading
 from collections.abc import Callable
@@ -13,10 +14,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .cases import CASES, PAIRS, Case, assert_equal_state, leaves, parameters, same_bits, train
+from torch_scratch_optim import ScratchAdam
+
+from .cases import (
+    CASES,
+    PAIRS,
+    Case,
+    assert_equal_state,
+    give_gradients,
+    leaves,
+    parameters,
+    same_bits,
+    train,
+)
 
 by_name = pytest.mark.parametrize("case", CASES, ids=str)
 each_optimizer = pytest.mark.parametrize("case", [Case(n) for n in PAIRS], ids=str)
+ENGINES: list[dict[str, Any]] = [{"foreach": False}, {"foreach": True}, {}, {"fused": True}]
+each_engine = pytest.mark.parametrize("engine", ENGINES, ids=str)
 both_engines = pytest.mark.parametrize("foreach", [False, True], ids=["loop", "foreach"])
 
 
@@ -157,3 +172,101 @@ def test_a_deep_copy_shares_nothing_with_the_original(case: Case) -> None:
 def tensors_of(optimizer: Optimizer) -> list[Tensor]:
     states = [value for state in optimizer.state.values() for value in state.values()]
     return leaves(optimizer) + states
+
+
+@each_optimizer
+def test_weight_decay_that_is_none_or_missing_is_not_zero(case: Case) -> None:
+    ours = case.ours(parameters())
+    for _ in train(ours, steps=range(1)):
+        pass
+    before = [p.detach().clone() for p in leaves(ours)]
+    ours.param_groups[0]["weight_decay"] = None
+    if case.optimizer != "AdamW":
+        with pytest.raises(TypeError, match="weight_decay must be a number"):
+            ours.step()
+        del ours.param_groups[0]["weight_decay"]
+        with pytest.raises(KeyError, match="weight_decay"):
+            ours.step()
+    assert all(map(torch.equal, leaves(ours), before))
+
+
+@each_engine
+def test_state_that_is_a_plain_dict_fails_before_anything_moves(engine: dict[str, Any]) -> None:
+    ours = ScratchAdam(parameters(), **engine)
+    before = [p.detach().clone() for p in leaves(ours)]
+    ours.state = {}  # type: ignore[assignment]  # as some wrappers do
+    give_gradients(leaves(ours), step=0)
+    with pytest.raises(KeyError):
+        ours.step()
+    assert all(map(torch.equal, leaves(ours), before))
+
+
+@each_engine
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+def test_state_of_a_dtype_that_cannot_hold_it_is_refused_by_name(
+    dtype: torch.dtype, engine: dict[str, Any]
+) -> None:
+    # Of the last parameter: those before it must not have moved.
+    ours = ScratchAdam(parameters(), **engine)
+    for _ in train(ours, steps=range(1)):
+        pass
+    last = leaves(ours)[-1]
+    before = [p.detach().clone() for p in leaves(ours)]
+    ours.state[last]["exp_avg"] = ours.state[last]["exp_avg"].to(dtype)
+    with pytest.raises(RuntimeError, match=f"can't be cast .*: parameter {len(before) - 1} "):
+        ours.step()
+    assert all(map(torch.equal, leaves(ours), before))
+    assert all(state["step"] == 1 for state in ours.state.values())
+
+
+@each_engine
+def test_moments_in_float16_of_float32_parameters_are_computed_with_in_float32(
+    engine: dict[str, Any],
+) -> None:
+    # In float16 the root of such a square and eps would be 0.
+    p = torch.ones(3, requires_grad=True)
+    ours = ScratchAdam([p], lr=0.1, **engine)
+    for _ in range(3):
+        p.grad = torch.tensor([1e-3, 2e-3, -1e-3])
+        ours.step()
+        state = ours.state[p]
+        state |= {name: state[name].half() for name in ("exp_avg", "exp_avg_sq")}
+    assert p.isfinite().all()
+    assert ((p - 1).sign() == torch.tensor([-1.0, -1.0, 1.0])).all()
+
+
+def test_methods_of_torchs_that_are_patched_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    for name in ("zero_grad", "add_param_group", "load_state_dict"):
+        original = getattr(torch.optim.Optimizer, name)
+
+        @functools.wraps(original)
+        def patched(
+            *arguments: Any, original: Any = original, name: str = name, **options: Any
+        ) -> None:
+            called.append(name)
+            original(*arguments, **options)
+
+        monkeypatch.setattr(torch.optim.Optimizer, name, patched)
+    ours = ScratchAdam(parameters())
+    ours.zero_grad()
+    ours.load_state_dict(ours.state_dict())
+    assert called == ["add_param_group", "zero_grad", "load_state_dict"]
+
+
+def test_a_mixin_between_ours_and_torchs_class_is_called() -> None:
+    class Mixin(torch.optim.Optimizer):
+        cleared = 0
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            self.cleared += 1
+            super().zero_grad(set_to_none)
+
+    class Mixed(ScratchAdam, Mixin):
+        pass
+
+    mixed = Mixed(parameters())
+    give_gradients(leaves(mixed), step=0)
+    mixed.zero_grad()
+    assert mixed.cleared == 1
+    assert all(p.grad is None for p in leaves(mixed))

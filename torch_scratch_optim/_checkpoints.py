@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import StateDict
 
 from ._checks import name_of
+from ._options import is_at_least_zero
 
 if TYPE_CHECKING:
     from .optimizer import ScratchOptimizer
@@ -20,6 +21,7 @@ def check_state_dict(optimizer: ScratchOptimizer, loaded: StateDict) -> None:
 
     Raises:
         ValueError: options or state are missing, or state has another shape than its parameter.
+        TypeError: an option is no number.
     """
     name = type(optimizer).__name__
     if absent := [part for part in ("state", "param_groups") if part not in loaded]:
@@ -32,6 +34,9 @@ def check_state_dict(optimizer: ScratchOptimizer, loaded: StateDict) -> None:
         return  # torch has words for that
     for number, (group, own) in enumerate(zip(groups, saved, strict=True)):
         options = optimizer.added_options | own
+        numbers = {k for k, v in optimizer.defaults.items() if type(v) in (int, float)}
+        for option in numbers & options.keys():
+            is_at_least_zero(option, options[option])  # or no number, and refused
         try:
             columns = optimizer.columns(options)
             optimizer.scalars(1.0 if optimizer.counts_steps else None, options)
@@ -41,6 +46,8 @@ def check_state_dict(optimizer: ScratchOptimizer, loaded: StateDict) -> None:
                 f"{absent_option}, which {name} needs, but "
                 + _listed(option for option in own if option != "params")
             ) from None
+        if "weight_decay" in optimizer.defaults and "weight_decay" not in options:
+            raise ValueError(f"loaded state dict lacks the option 'weight_decay' in group {number}")
         needed = [*columns.values(), *["step"] * optimizer.counts_steps]
         for p, index in zip(group["params"], own["params"], strict=True):
             state = loaded["state"].get(index) or {}
@@ -51,7 +58,12 @@ def check_state_dict(optimizer: ScratchOptimizer, loaded: StateDict) -> None:
                 )
             for column in columns.values():
                 t = state.get(column)
-                if isinstance(t, Tensor) and not is_lazy(p) and t.shape != p.shape:
+                if t is not None and not isinstance(t, Tensor):
+                    raise ValueError(
+                        f"loaded state dict has {t!r} as {column!r} of "
+                        f"{name_of(optimizer, p, group)}, which must be a tensor"
+                    )
+                if t is not None and not is_lazy(p) and t.shape != p.shape:
                     raise ValueError(
                         f"loaded state dict has {column!r} of the shape {list(t.shape)} for "
                         f"{name_of(optimizer, p, group)}, which has the shape {list(p.shape)}"

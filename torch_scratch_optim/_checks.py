@@ -95,7 +95,8 @@ def check_shapes(
     """Refuse tensors that no engine may move with their parameter, in torch's words and by name.
 
     Raises:
-        RuntimeError: one has another shape, or is on another device.
+        RuntimeError: one has another shape, is on another device, or has a dtype that the
+            parameter's cannot be converted to.
     """
     what = {"p": "parameter", "g": "gradient"} | optimizer.columns(group)
     for symbol, column in columns.items():
@@ -106,6 +107,14 @@ def check_shapes(
                     f"devices, {p.device} and {t.device}! "
                     f"{name_of(optimizer, p, group)} is on the first, its {what[symbol]} on the "
                     "second"
+                )
+            if p.dtype != t.dtype and not (
+                torch.can_cast(t.dtype, p.dtype)
+                and (symbol == "g" or torch.can_cast(p.dtype, t.dtype))
+            ):
+                raise RuntimeError(
+                    f"result type {p.dtype} can't be cast to the desired output type {t.dtype}: "
+                    f"{name_of(optimizer, p, group)} has the first, its {what[symbol]} the second"
                 )
             if p.shape != t.shape:
                 sizes = list(zip_longest(reversed(p.shape), reversed(t.shape), fillvalue=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 from typing import Any
@@ -71,15 +72,19 @@ def check_contradictions(options: Group) -> None:
 
 def meant_by(name: str, options: Iterable[str]) -> str | None:
     """The option that a name looks like: misspelt, shortened, or spelt out (`learning_rate`)."""
+    parts = re.sub(r"(?<=[a-z])(?=[A-Z])|[-_ ]+", "_", name).strip("_").lower().split("_")
 
-    def initials(words: str) -> str:
-        return "".join(word[:1] for word in words.split("_"))
+    def initials(words: list[str]) -> str:
+        return "".join(word[:1] for word in words)
 
     def looks_alike(option: str) -> bool:
-        if f"_{option}_" in f"_{name}_":  # `lr_scale` is a name of its own
-            return False
-        shortened = option == initials(name) or ("_" in option and name == initials(option))
-        longer = name.startswith(option) and "_" not in name
-        return shortened or longer or SequenceMatcher(None, option, name).ratio() >= 0.75
+        own = option.split("_")
+        if "".join(own) == "".join(parts) or option == initials(parts):
+            return True
+        if len(own) != len(parts):  # `lr_scale` is a name of its own
+            return len(parts) == 1 and parts[0] == initials(own)
+        longer = len(parts) == 1 and parts[0].startswith(option)
+        pairs = zip(own, parts, strict=True)
+        return longer or all(SequenceMatcher(None, *pair).ratio() >= 0.8 for pair in pairs)
 
     return next(filter(looks_alike, options), None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import update_wrapper
+from functools import reduce, update_wrapper
 from itertools import chain, compress, repeat
 from math import inf
 from operator import attrgetter
@@ -184,9 +184,21 @@ def gathers(params: Sequence[Tensor], sizes: Sequence[int]) -> bool:
 
 
 def mixed(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
-    """Run the rule on rows whose tensors differ in dtype, which a list of one tensor allows."""
-    for block in chain.from_iterable(map(split_into_blocks, table.rows())):
-        rule(**{symbol: TensorList([tensor]) for symbol, tensor in block.items()}, **scalars)
+    """Run the rule on rows whose tensors differ in dtype: as they are where torch's operations take
+    the mixture, else on copies in a common dtype."""
+    for kinds, rows in table.by_kind():
+        empty = [torch.empty(0, device=device, dtype=dtype) for device, dtype in kinds]
+        common = None
+        try:
+            rule(**dict(zip(table.columns, empty, strict=True)), **scalars)
+        except RuntimeError:
+            common = reduce(torch.promote_types, [dtype for _, dtype in kinds])
+        for block in chain.from_iterable(map(split_into_blocks, rows.rows())):
+            taken = block if common is None else {s: t.to(common) for s, t in block.items()}
+            rule(**taken, **scalars)
+            for symbol, tensor in block.items():
+                if tensor is not taken[symbol] and symbol != "g":
+                    tensor.copy_(taken[symbol])
 
 
 def are_mixed(columns: Iterable[Sequence[Tensor]]) -> bool:

@@ -16,11 +16,19 @@ from torch.optim.optimizer import ParamsT, StateDict
 from . import engines
 from ._checkpoints import check_state_dict
 from ._checks import Checked, check, check_shapes, count, next_counts
-from ._options import Group, check_contradictions, check_flags, meant_by
+from ._options import Group, check_contradictions, check_flags, check_numbers, meant_by
 from .engines import GRADIENT, PLAIN_TENSORS, Engine, Scalars, Table
 from .on_device import check_devices, count_on_device, is_capturing, redistributed_like, shards
 
 Update = Callable[[], None]
+_AS_IT_IS = dict(zip(GRADIENT, (None, False, None), strict=True))
+# torch hides these from its compiler by a decorator, whose first call imports the compiler: that
+# takes a second or two.
+_UNDECORATED: dict[Any, Callable[..., Any]] = {
+    method: method.__wrapped__
+    for name in ("zero_grad", "add_param_group", "load_state_dict")
+    if hasattr(method := getattr(torch.optim.Optimizer, name), "__wrapped__")
+}
 
 
 class Work(NamedTuple):
@@ -227,7 +235,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if found_inf is not None and found_inf.item():
             return partial(engines.run_all, [])
         scale: Tensor | None = getattr(self, "grad_scale", None)
-        gradient = _gradient(group, None if scale is None else 1 / scale.item())
+        gradient = self._gradient(group, None if scale is None else 1 / scale.item())
         if capturable:
             move = partial(self._by_tensors_on_device, work, gradient)
             return partial(self._finish, work.new, move, [])
@@ -256,6 +264,19 @@ class ScratchOptimizer(torch.optim.Optimizer):
             planned = partial(engines.run, engine, rule, table, scalars), work.steps
         return partial(self._finish, work.new, *planned)
 
+    def _gradient(self, group: Group, inverse_scale: Any) -> Scalars:
+        """How the gradient is made that a rule descends; see :func:`~.engines.descending`."""
+        maximize, decay = bool(group.get("maximize")), None
+        if ("weight_decay" in self.defaults or "weight_decay" in group) and not group.get(
+            "decoupled_weight_decay"
+        ):
+            decay = group["weight_decay"]
+            if decay is None or isinstance(decay, str):
+                check_numbers(group, "weight_decay")  # which refuses it
+        if inverse_scale is None and not maximize and not decay:
+            return _AS_IT_IS
+        return dict(zip(GRADIENT, (inverse_scale, maximize, decay or None), strict=True))
+
     def _scalars(self, work: Work) -> list[Scalars]:
         """The rule's scalars for all rows, or those of each row where steps differ."""
         values: list[Any] = work.first
@@ -274,6 +295,8 @@ class ScratchOptimizer(torch.optim.Optimizer):
 
     def _finish(self, new: dict[Tensor, Group], move: Update, steps: list[Tensor]) -> None:
         """Move, keep the new state, and count what was moved; if it fails, do neither."""
+        if not isinstance(self.state, defaultdict):  # a plain dict may have no place for it
+            list(map(self.state.__getitem__, new))
         move()
         for p, state in new.items():
             self.state[p].update(state)
@@ -299,7 +322,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         def scalars(first: bool | None, t: Any, group: Group) -> dict[str, Any]:
             own = self.scalars(t, group) | ({} if first is None else {"first": first})
             scale = group.get("grad_scale")
-            return own | _gradient(group, None if scale is None else 1 / scale)
+            return own | self._gradient(group, None if scale is None else 1 / scale)
 
         moves: list[Update] = []
         for first, rows in by_value(table, [None] if self.counts_steps else work.first):
@@ -396,7 +419,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear all gradients, as ``torch.optim.Optimizer.zero_grad`` does."""
-        _undecorated(torch.optim.Optimizer.zero_grad)(self, set_to_none)
+        _undecorated(super().zero_grad)(set_to_none)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group of parameters, with options of its own if it has any.
@@ -417,7 +440,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
                         f"sets; did you mean {meant!r}?",
                         stacklevel=2,
                     )
-        _undecorated(torch.optim.Optimizer.add_param_group)(self, param_group)
+        _undecorated(super().add_param_group)(param_group)
         added = self.param_groups[-1]
         if added.get("fused") and not added.get("capturable"):
             from . import _fused
@@ -453,7 +476,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         # As a hook, so that those of the user, which may mend a checkpoint, come before.
         hook = self.register_load_state_dict_pre_hook(check)
         try:
-            _undecorated(torch.optim.Optimizer.load_state_dict)(self, state_dict)
+            _undecorated(super().load_state_dict)(state_dict)
         finally:
             hook.remove()
 
@@ -475,26 +498,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
                     self.state[p]["step"] = _step_count(float(step), p, group)
 
 
-def _undecorated(method: Callable[..., None]) -> Callable[..., None]:
-    """A method of torch's without what hides it from torch's compiler, unless that is tracing.
-
-    That decorator imports the compiler at its first call, which takes a second or two.
-    """
-    if torch.compiler.is_compiling():
-        return method
-    return getattr(method, "__wrapped__", method)
-
-
-_AS_IT_IS = dict(zip(GRADIENT, (None, False, None), strict=True))
-
-
-def _gradient(group: Group, inverse_scale: Any) -> Scalars:
-    """How the gradient is made that a rule descends; see :func:`~.engines.descending`."""
-    maximize = bool(group.get("maximize"))
-    l2 = None if group.get("decoupled_weight_decay") else group.get("weight_decay") or None
-    if inverse_scale is None and not maximize and l2 is None:
-        return _AS_IT_IS
-    return dict(zip(GRADIENT, (inverse_scale, maximize, l2), strict=True))
+def _undecorated(method: Any) -> Callable[..., Any]:
+    """A method of torch's without its decorator for the compiler, unless that is tracing."""
+    plain = None if torch.compiler.is_compiling() else _UNDECORATED.get(method.__func__)
+    return method if plain is None else partial(plain, method.__self__)
 
 
 def _engine(group: Group, table: Table, checked: Checked | None) -> Engine:

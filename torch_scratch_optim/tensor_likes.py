@@ -57,16 +57,6 @@ class TensorList:
                 tensor.mul_(other)
         return self
 
-    def lerp_(self, end: TensorList, weight: float) -> TensorList:
-        """Interpolate in place, also towards tensors of another dtype, which torch refuses."""
-        if self.tensors[0].dtype == end.tensors[0].dtype:
-            torch._foreach_lerp_(self.tensors, end.tensors, weight)
-        else:
-            common = torch.promote_types(self.tensors[0].dtype, end.tensors[0].dtype)
-            for start, tensor in zip(self.tensors, end.tensors, strict=True):
-                start.copy_(start.to(common).lerp(tensor.to(common), weight))
-        return self
-
 
 def is_half_on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype in (torch.float16, torch.bfloat16)
