@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -156,7 +157,7 @@ def _work(given: argparse.Namespace, sizes: Sizes | None, job: Job) -> int:
     for name, findings in finished.items():
         console.print(_table(EXPERIMENTS[name].title, findings))
     say(console, f"Pictures and {FACTS_FILE} are in {out}/{'|'.join(finished)}")
-    say(console, f"Next, look at them:\n\n    tensorboard --logdir {out}\n")
+    say(console, f"Next, look at them:\n\n    tensorboard --logdir {shlex.quote(str(out))}\n")
     wrong = [f for findings in finished.values() for f in findings if f.theory and not f.holds]
     for finding in wrong:
         say(console, f"Not as computed: {finding.claim}: {finding.figures}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import math
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,18 @@ FACTS_FILE = "facts.json"
 
 def keep(directory: Path, content: Mapping[str, Any], pictures: Mapping[str, bytes]) -> None:
     """Write beside the directory and rename: it is there with everything in it, or not at all."""
-    claims.check(directory)
     arriving = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-    shutil.rmtree(arriving, ignore_errors=True)  # of a process that was killed and had this number
+    claims.clear(arriving)  # of a process that was killed and had this number
     try:
         for name, picture in pictures.items():
             write_atomically(arriving / f"{name}.png", picture)
         write_json(arriving / FACTS_FILE, content)
         _write_events(arriving, content["facts"], pictures)
+        claims.check(directory)
         arriving.rename(directory)
     finally:
-        shutil.rmtree(arriving, ignore_errors=True)
+        with suppress(OSError):  # what went wrong before is what is told
+            claims.clear(arriving)
 
 
 def _write_events(directory: Path, facts: Any, pictures: Mapping[str, bytes]) -> None:

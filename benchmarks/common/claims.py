@@ -1,12 +1,13 @@
 """An output folder belongs to one command at a time, and nothing is written outside it.
 
-Whoever writes a file asks `check` before: a folder that was removed meanwhile is not made anew, and
-a link in a folder from elsewhere leads nowhere.
+Whoever writes or deletes asks `check` before: a folder that was removed meanwhile is not made anew,
+one that took its place is left alone, and a link in a folder from elsewhere leads nowhere.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import ELOOP, ENOENT
@@ -56,6 +57,17 @@ def check(path: Path) -> None:
             claim.check(path)
 
 
+def clear(folder: Path) -> None:
+    """Delete a folder with all that is in it, but not one that took the place of ours.
+
+    Raises:
+        OSError: with the folder's name.
+    """
+    check(folder / LOCK)
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
 @contextmanager
 def shared(folder: Path) -> Iterator[None]:
     """Write into a folder beside the command that has it."""
@@ -72,6 +84,7 @@ def shared(folder: Path) -> Iterator[None]:
 def claimed(folder: Path) -> Iterator[None]:
     """Make the folder and lock it; the lock ends with the process, however that ends.
 
+    A signal must not raise while this begins or ends: hold it.
     Afterwards the lock is removed, and so is what was made if nothing was written to it.
 
     Raises:

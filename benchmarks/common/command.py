@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,6 +22,23 @@ from benchmarks.common import claims, signals
 from benchmarks.common.data import DataError, Digits, find_data_dir, load_digits
 
 RUNS = Path("runs")
+# What can be asked for, and so what a file of results can say that was asked for.
+LIMITS = {
+    "batch_size": (1, 10**6),
+    "depth": (1, 10**4),
+    "epochs": (1, 10**5),
+    "layers": (1, 10**4),
+    "samples": (1, 10**4),
+    "seed": (0, 2**63 - 1),
+    "seeds": (1, 10**4),
+    "stack": (1, 1000),
+    "steps": (1, 10**6),
+    "test_size": (1, 10**6),
+    "train_size": (1, 10**6),
+    "validation_size": (1, 10**6),
+    "width": (1, 10**4),
+    "workers": (0, 1000),
+}
 
 
 class CannotRun(Exception):
@@ -53,17 +72,21 @@ class Job:
             CannotRun: another one is at work there, or it cannot be written.
         """
         try:
-            existing = next(path for path in (out, *out.absolute().parents) if path.exists())
-            if not existing.is_dir():
-                raise CannotRun(f"--out {out} cannot be written: {existing} is not a directory")
-            self.claims.enter_context(claims.claimed(out))
+            str(out).encode()  # in UTF-8, for files have the name in them
+            with signals.held():
+                existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+                if not existing.is_dir():
+                    raise CannotRun(f"--out {out} cannot be written: {existing} is not a directory")
+                self.claims.enter_context(claims.claimed(out))
         except claims.Taken:
             raise CannotRun(
                 f"another command is at work on the {what} in --out {out}; wait for it, or choose "
                 "another directory"
             ) from None
         except (OSError, ValueError) as problem:
-            raise CannotRun(f"--out {out} cannot be written: {reason(problem)}") from problem
+            name = Path(str(getattr(problem, "filename", None))).name
+            where = f"{claims.LOCK} in it: " if name == claims.LOCK else ""
+            raise CannotRun(f"--out {out} cannot be written: {where}{reason(problem)}") from problem
 
 
 def conduct(parser: Parser, work: Callable[[Job], int], console: Console | None = None) -> int:
@@ -73,21 +96,21 @@ def conduct(parser: Parser, work: Callable[[Job], int], console: Console | None 
     or SIGTERM. What cannot be done as it was asked for is said by the parser, status 2.
     """
     job = Job(console or Console())
-    with _quiet_threads(), signals.as_exceptions() as came:
+    with _quiet_threads(), signals.noted() as heard:
         try:
-            with job.claims:
+            with job.claims, heard.as_exceptions():
                 return work(job)
         except (KeyboardInterrupt, Exception) as problem:
             # Whatever breaks after a signal is broken by it: a library that cannot be interrupted,
             # a worker that got the signal, too.
-            if came or isinstance(problem, KeyboardInterrupt):
+            if heard.came or isinstance(problem, KeyboardInterrupt):
                 signals.ignore()  # the last words take no time
                 _last_words(job, "Interrupted")
-                return 128 + (came[0] if came else signal.SIGINT)
+                return 128 + (heard.came[0] if heard.came else signal.SIGINT)
             if isinstance(problem, (CannotRun, DataError)):
                 parser.error(str(problem))
-            if isinstance(problem, (OSError, MemoryError)):
-                _last_words(job, f"Cannot go on: {in_a_line(str(problem))}")
+            if isinstance(problem, OSError) or _is_too_big(problem):
+                _last_words(job, f"Cannot go on: {in_a_line(str(problem)) or 'out of memory'}")
                 return 1
             _last_words(job, "Stopped by an error")
             raise
@@ -95,6 +118,11 @@ def conduct(parser: Parser, work: Callable[[Job], int], console: Console | None 
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Let a command's `main` be the program that this process is."""
+    if sys.stdout is None:  # it was closed before
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = main()
     finally:
@@ -104,6 +132,18 @@ def run(main: Callable[[], int]) -> NoReturn:
         except OSError:  # a full disk, or nobody listens: Python would complain at its exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+def _is_too_big(problem: BaseException) -> bool:
+    """Whether memory cannot be had. Of torch's own words for it most are plain RuntimeErrors."""
+    return isinstance(problem, (MemoryError, OverflowError, torch.OutOfMemoryError)) or (
+        isinstance(problem, RuntimeError)
+        and re.search(
+            "allocate memory|not enough memory|multiplication overflow|calculation overflowed",
+            str(problem),
+        )
+        is not None
+    )
 
 
 def _last_words(job: Job, what: str) -> None:
@@ -137,7 +177,11 @@ def reason(problem: OSError | ValueError) -> str:
 
 def in_a_line(text: str) -> str:
     """Without line breaks and what moves a terminal's cursor: names and files can hold anything."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    return _printable(" ".join(text.split()))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Names(argparse.Action):
@@ -164,14 +208,19 @@ def name_among(valid: Iterable[str]) -> Callable[[str], str]:
     return parse
 
 
-def whole_number(least: int) -> Callable[[str], int]:
+def whole_number(name: str) -> Callable[[str], int]:
+    """Parse a number within the limits that have this name."""
+    least, most = LIMITS[name]
+
     def parse(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
             number = least - 1
-        if not least <= number < 2**63:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number from {least} up to {most}"
+            )
         return number
 
     return parse
@@ -187,7 +236,8 @@ def pick_device(name: str) -> torch.device:
 
 def say(console: Console, text: str) -> None:
     # What a terminal or a pipe cannot show, such as a name that is no text, is shown by its number.
-    shown = text.encode(console.encoding, "backslashreplace").decode(console.encoding)
+    plain = "\n".join(map(_printable, text.split("\n")))
+    shown = plain.encode(console.encoding, "backslashreplace").decode(console.encoding)
     # Without wrapping, so that commands and paths can be copied.
     console.print(shown, markup=False, highlight=False, soft_wrap=True)
 

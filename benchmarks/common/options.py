@@ -36,7 +36,7 @@ def add_names(options: Options, option: str, valid: Iterable[str], default: str 
 def add_seed(options: Options, of_what: str, default: int | str = 0) -> None:
     options.add_argument(
         "--seed",
-        type=whole_number(0),
+        type=whole_number("seed"),
         default=default,
         metavar="N",
         help=f"of {of_what} (default: 0)",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.command import CannotRun
+from benchmarks.common.command import LIMITS, CannotRun
 from benchmarks.common.record import read_json
 
 Check = Callable[[Any], bool]
@@ -34,12 +34,18 @@ def whole(least: int = 0, most: int = 2**63 - 1) -> Check:
     return lambda value: type(value) is int and least <= value <= most
 
 
+def within_limits(*names: str) -> Shape:
+    """What an option of each name may say."""
+    return {name: whole(*LIMITS[name]) for name in names}
+
+
 def yes_or_no(value: Any) -> bool:
     return isinstance(value, bool)
 
 
 def text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) < 5_000
+    """Without what moves a terminal's cursor or turns the direction of writing."""
+    return isinstance(value, str) and len(value) < 5_000 and value.isprintable()
 
 
 def among(valid: Collection[str]) -> Check:

@@ -6,8 +6,8 @@ import json
 import math
 import os
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -153,9 +153,7 @@ class RunRecorder:
     """
 
     def __init__(self, directory: Path) -> None:
-        claims.check(directory / RUN_FILE)
-        if directory.exists():
-            shutil.rmtree(directory)
+        claims.clear(directory)
         self.directory = directory
         self._writer = SummaryWriter(log_dir=str(directory))
 
@@ -192,4 +190,5 @@ class RunRecorder:
         try:
             self._writer.close()
         finally:
-            shutil.rmtree(self.directory, ignore_errors=True)
+            with suppress(OSError):  # what went wrong before is what is told
+                claims.clear(self.directory)

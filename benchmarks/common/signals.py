@@ -38,26 +38,44 @@ def ignore() -> None:
     _handle(signal.SIG_IGN)
 
 
+class Heard:
+    """The signals that came, in `came`; they raise nothing but in a block `as_exceptions`."""
+
+    def __init__(self) -> None:
+        self.came: list[int] = []
+        self._raises = False
+        self._last = -ONE_WISH
+
+    @contextmanager
+    def as_exceptions(self) -> Iterator[None]:
+        """In this block each signal raises KeyboardInterrupt, also one that came before.
+
+        One that comes right after another is not raised, for it would break off what the first one
+        has begun. A later one is, for the first may be lost where Python drops exceptions.
+        """
+        self._raises = True
+        try:
+            if self.came:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._raises = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        if (now := time.monotonic()) - self._last >= ONE_WISH:
+            self._last = now
+            self.came.append(number)
+            if self._raises:
+                raise KeyboardInterrupt
+
+
 @contextmanager
-def as_exceptions() -> Iterator[list[int]]:
-    """In this block each signal raises KeyboardInterrupt; yields the numbers of those that came.
-
-    One that comes right after another is not raised, for it would break off what the first one has
-    begun. A later one is, for the first may have been lost where Python drops exceptions.
-    """
-    came: list[int] = []
-    heard = -ONE_WISH
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        nonlocal heard
-        if (now := time.monotonic()) - heard >= ONE_WISH:
-            heard = now
-            came.append(number)
-            raise KeyboardInterrupt
-
-    before = _handle(leave)
+def noted() -> Iterator[Heard]:
+    """In this block no signal ends the process."""
+    heard = Heard()
+    before = _handle(heard.note)
     try:
-        yield came
+        yield heard
     finally:
         _restore(before)
 

@@ -36,21 +36,23 @@ def workers(count: int, prepare: Callable[..., object], *arguments: Any) -> Iter
     Raises:
         OSError: one of them was ended from outside.
     """
-    context = multiprocessing.get_context("spawn")
-    # Nothing is sent: its end tells the processes that this one was killed.
-    theirs, ours = context.Pipe(duplex=False)
-    executor = ProcessPoolExecutor(count, context, _begin, (theirs, prepare, *arguments))
-    others = set(multiprocessing.active_children())
+    with signals.held():
+        context = multiprocessing.get_context("spawn")
+        # Nothing is sent: its end tells the processes that this one was killed.
+        theirs, ours = context.Pipe(duplex=False)
+        executor = ProcessPoolExecutor(count, context, _begin, (theirs, prepare, *arguments))
+        others = set(multiprocessing.active_children())
     try:
         yield Workers(executor)
     except BrokenProcessPool as problem:
         raise OSError("a worker ended without a word (out of memory?)") from problem
     finally:
-        for process in set(multiprocessing.active_children()) - others:
-            process.kill()
-        executor.shutdown(cancel_futures=True)
-        ours.close()
-        theirs.close()
+        with signals.held():
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            executor.shutdown(cancel_futures=True)
+            ours.close()
+            theirs.close()
 
 
 def _begin(end: Connection, prepare: Callable[..., None], *arguments: Any) -> None:

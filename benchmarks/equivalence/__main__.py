@@ -89,7 +89,7 @@ def build_parser() -> Parser:
         add_names(parser, option, valid, default)
     parser.add_argument(
         "--steps",
-        type=whole_number(1),
+        type=whole_number("steps"),
         metavar="N",
         help=f"how many steps are compared (default: {STEPS}, with --quick {QUICK_STEPS})",
     )

@@ -107,7 +107,7 @@ def build_parser() -> Parser:
     for name, default in (("width", WIDTH), ("layers", LAYERS)):
         parser.add_argument(
             f"--{name}",
-            type=whole_number(1),
+            type=whole_number(name),
             default=default,
             metavar="N",
             help=f"of the model, a chain of square layers (default: {default})",

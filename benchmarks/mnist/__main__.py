@@ -5,6 +5,7 @@ python -m benchmarks.mnist --help
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -29,6 +30,7 @@ from benchmarks.common.command import (
 from benchmarks.common.data import DRAWN_NAME, Digits, find_data_dir
 from benchmarks.common.optimizers import CONTENDERS
 from benchmarks.common.options import check_new, default_out
+from benchmarks.common.reading import text
 from benchmarks.common.record import machine, versions, write_json
 from benchmarks.common.trainee import Plan
 from benchmarks.common.training import train_pair
@@ -78,8 +80,7 @@ def _lead(given: dict[str, Any], job: Job) -> int:
         device = pick_device(content["settings"]["device"])
         content["settings"]["device"] = device.type
         digits = _load(content, device, job.console)
-        _begin(out, content, digits, device, job.console)
-        job.kept = f"finished runs are kept. Go on with:\n\n    {PROGRAM} --resume --out {out}\n"
+        _begin(out, content, digits, device, job)
         pairs = _train_all(out, content, digits, job.console)
         _conclude(out, content, pairs, job.console)
     return 0
@@ -93,6 +94,8 @@ def _new_job(out: Path, given: dict[str, Any]) -> dict[str, Any]:
     if strangers := [name for name in settings["lr"] if name not in rates]:
         raise CannotRun(f"--lr names {strangers[0]}, which is not among the optimizers to be run")
     settings["lr"] = rates | settings["lr"]
+    if named and not text(str(data_dir)):
+        raise CannotRun(f"cannot read {data_dir}: the name is not plain text")
     return {"settings": settings, "data_dir": str(data_dir) if named else None}
 
 
@@ -131,19 +134,24 @@ def _load(job: dict[str, Any], device: torch.device, console: Console) -> Digits
 
 
 def _begin(
-    out: Path, job: dict[str, Any], digits: Digits, device: torch.device, console: Console
+    out: Path, content: dict[str, Any], digits: Digits, device: torch.device, job: Job
 ) -> None:
     now = {"versions": versions(), "machine": machine(device)}
-    if "dataset" not in job:
-        job.update(dataset=digits.name, **now)
+    if "dataset" not in content:
+        content.update(dataset=digits.name, **now)
         # What "auto" came to is kept: a resumed job must not go on with other data.
-        job["settings"]["dataset"] = "drawn" if digits.name == DRAWN_NAME else "mnist"
-        write_json(out / SETTINGS_FILE, job)
-    elif any(job[key] != value for key, value in now.items()):
-        say(console, "Note: this job began with other versions or on another machine.")
+        content["settings"]["dataset"] = "drawn" if digits.name == DRAWN_NAME else "mnist"
+        write_json(out / SETTINGS_FILE, content)
+    command = f"{PROGRAM} --resume --out {shlex.quote(str(out))}"
+    job.kept = f"finished runs are kept. Go on with:\n\n    {command}\n"
+    if any(content[key] != value for key, value in now.items()):
+        say(job.console, "Note: this job began with other versions or on another machine.")
     train, test = len(digits.train_labels), len(digits.test_labels)
-    say(console, f"Data: {digits.name}, {train:,} training and {test:,} test images on {device}")
-    say(console, f"Results go to {out}")
+    say(
+        job.console,
+        f"Data: {digits.name}, {train:,} training and {test:,} test images on {device}",
+    )
+    say(job.console, f"Results go to {out}")
 
 
 def _train_all(out: Path, job: dict[str, Any], digits: Digits, console: Console) -> list[Pair]:
@@ -225,7 +233,7 @@ def _conclude(out: Path, job: dict[str, Any], pairs: list[Pair], console: Consol
         say(console, f"\n{len(same)} of {len(twins)} pairs of twins are equal, bit for bit.")
     say(console, f"Tables and pictures: summary.md, curves.png, gradient_flow.png in {out}")
     logs = RUNS if out.parent == RUNS else out
-    say(console, f"Next, look at the runs:\n\n    tensorboard --logdir {logs}\n")
+    say(console, f"Next, look at the runs:\n\n    tensorboard --logdir {shlex.quote(str(logs))}\n")
 
 
 if __name__ == "__main__":

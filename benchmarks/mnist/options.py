@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from benchmarks.common.data import TEST_SIZE, TRAIN_SIZE
 from benchmarks.common.nets import ACTIVATIONS, DEPTH, WIDTH
 from benchmarks.common.optimizers import CONTENDERS, DEFAULT_NAMES
 from benchmarks.common.options import ABSENT, add_data, add_device, add_names, add_out, add_seed
+from benchmarks.common.reading import positive
 
 PROGRAM = "python -m benchmarks.mnist"
 DEFAULTS: dict[str, Any] = {
@@ -55,13 +55,16 @@ def build_parser() -> Parser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    whole = whole_number(1)
 
     what = parser.add_argument_group("what is trained")
     add_names(what, "optimizers", CONTENDERS, " ".join(DEFAULT_NAMES))
     add_names(what, "nets", ACTIVATIONS, "both")
-    what.add_argument("--depth", type=whole, metavar="N", help=_hint("hidden layers", "depth"))
-    what.add_argument("--width", type=whole, metavar="N", help=_hint("units in each", "width"))
+    what.add_argument(
+        "--depth", type=whole_number("depth"), metavar="N", help=_hint("hidden layers", "depth")
+    )
+    what.add_argument(
+        "--width", type=whole_number("width"), metavar="N", help=_hint("units in each", "width")
+    )
     what.add_argument(
         "--no-reference",
         dest="reference",
@@ -76,11 +79,14 @@ def build_parser() -> Parser:
 
     how = parser.add_argument_group("how it is trained")
     how.add_argument(
-        "--epochs", type=whole, metavar="N", help=_hint("passes over the images", "epochs")
+        "--epochs",
+        type=whole_number("epochs"),
+        metavar="N",
+        help=_hint("passes over the images", "epochs"),
     )
     how.add_argument(
         "--batch-size",
-        type=whole,
+        type=whole_number("batch_size"),
         metavar="N",
         help=_hint("images in a batch; the last of an epoch may have fewer", "batch_size"),
     )
@@ -99,10 +105,16 @@ def build_parser() -> Parser:
     data = parser.add_argument_group("the data")
     add_data(data, ABSENT)
     data.add_argument(
-        "--train-size", type=whole, metavar="N", help=_hint("training images", "train_size")
+        "--train-size",
+        type=whole_number("train_size"),
+        metavar="N",
+        help=_hint("training images", "train_size"),
     )
     data.add_argument(
-        "--test-size", type=whole, metavar="N", help=_hint("test images", "test_size")
+        "--test-size",
+        type=whole_number("test_size"),
+        metavar="N",
+        help=_hint("test images", "test_size"),
     )
 
     result = parser.add_argument_group("the result")
@@ -147,7 +159,7 @@ def _rate(text: str) -> tuple[str, float]:
     try:
         rate = float(value)
     except ValueError:
-        rate = math.nan
-    if not (math.isfinite(rate) and rate > 0):
+        rate = 0.0
+    if not positive(rate):
         raise argparse.ArgumentTypeError(f"{text!r}: the learning rate must be a positive number")
     return name_among(CONTENDERS)(name), rate

@@ -33,6 +33,7 @@ from benchmarks.common.reading import (
     share,
     text,
     whole,
+    within_limits,
     yes_or_no,
 )
 from benchmarks.common.record import RUN_FILE, write_atomically, write_json
@@ -76,9 +77,9 @@ JOB: Shape = {
         "nets": many(among(ACTIVATIONS), 1),
         "optimizers": many(among(CONTENDERS), 1),
         "lr": mapping(among(CONTENDERS), positive),
-        **dict.fromkeys(("epochs", "batch_size", "train_size", "test_size"), whole(1)),
-        **dict.fromkeys(("depth", "width"), whole(1, 10_000)),
-        "seed": whole(),
+        **within_limits(
+            "epochs", "batch_size", "train_size", "test_size", "depth", "width", "seed"
+        ),
         "device": among(("cpu", "cuda")),
         "foreach": yes_or_no,
         "reference": yes_or_no,

@@ -5,6 +5,7 @@ python -m benchmarks.study --help
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -63,10 +64,7 @@ def _work(given: Mapping[str, Any], job: Job) -> int:
         check_cluster(given["scheduler"])
     study, data = _load(study, store, given["data_dir"], device, console)
     store.check(study)
-    _begin(store, study, device, given, console)
-    job.kept = (
-        f"finished trials are kept. The same command goes on:\n\n    {PROGRAM} … --out {out}\n"
-    )
+    _begin(store, study, device, given, job)
     stack = given["stack"] or (STACK_ON_GPU if device.type == "cuda" else 1)
     _run(study, store, _workers(given, data, device), stack, console)
     if given["published"]:
@@ -98,10 +96,14 @@ def _begin(
     study: Study,
     device: torch.device,
     given: Mapping[str, Any],
-    console: Console,
+    job: Job,
 ) -> None:
+    console = job.console
     how = {"workers": given["workers"], "scheduler": given["scheduler"] is not None}
-    if not store.begin(study, device, how):
+    as_before = store.begin(study, device, how)
+    command = f"{PROGRAM} … --out {shlex.quote(str(store.out))}"
+    job.kept = f"finished trials are kept. The same command goes on:\n\n    {command}\n"
+    if not as_before:
         say(console, "Note: this study began with other versions or on another machine.")
     sizes = study.train_size - study.validation_size, study.validation_size, study.test_size
     training, validation, test = (f"{size:,}" for size in sizes)
@@ -153,7 +155,8 @@ def _report(store: Store, console: Console) -> None:
 
     report.write(store.out)
     say(console, f"Report: report.html and report.md in {store.out}")
-    say(console, f"Next, look at the runs:\n\n    tensorboard --logdir {store.out / 'runs'}\n")
+    logs = shlex.quote(str(store.out / "runs"))
+    say(console, f"Next, look at the runs:\n\n    tensorboard --logdir {logs}\n")
 
 
 if __name__ == "__main__":

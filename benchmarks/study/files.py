@@ -21,6 +21,7 @@ from benchmarks.common.reading import (
     share,
     text,
     whole,
+    within_limits,
     yes_or_no,
 )
 from benchmarks.study.trial import FINAL, SCHEDULES, SEARCH, TARGETS, TRACKS
@@ -42,9 +43,8 @@ TRIAL: Shape = {
         "options": mapping(among(OPTIONS), number),
         "schedule": among(SCHEDULES),
         "dataset": among(DATASETS),
-        "seed": whole(),
-        **dict.fromkeys(("epochs", "batch_size", "train_size", "validation_size"), whole(1)),
-        **dict.fromkeys(("depth", "width"), whole(1, 10_000)),
+        **within_limits("epochs", "batch_size", "train_size", "validation_size"),
+        **within_limits("depth", "width", "seed"),
     },
     "result": {
         "diverged": yes_or_no,

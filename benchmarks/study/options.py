@@ -43,7 +43,6 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    whole = whole_number(1)
     what = parser.add_argument_group("what is run")
     what.add_argument(
         "--budget",
@@ -73,7 +72,13 @@ def build_parser() -> Parser:
         ("test-size", "test images"),
     ):
         of_budget = f"{text} (default: of the budget)"
-        what.add_argument(f"--{name}", type=whole, metavar="N", default=ABSENT, help=of_budget)
+        what.add_argument(
+            f"--{name}",
+            type=whole_number(name.replace("-", "_")),
+            metavar="N",
+            default=ABSENT,
+            help=of_budget,
+        )
     what.add_argument(
         "--no-published",
         dest="published",
@@ -87,7 +92,7 @@ def build_parser() -> Parser:
     how = parser.add_argument_group("how it is run")
     how.add_argument(
         "--workers",
-        type=whole_number(0),
+        type=whole_number("workers"),
         metavar="N",
         help="processes, of one thread each; 0 trains in this one (default: one for each core, or "
         "one on a GPU)",
@@ -99,7 +104,7 @@ def build_parser() -> Parser:
     )
     how.add_argument(
         "--stack",
-        type=whole,
+        type=whole_number("stack"),
         metavar="K",
         help="train up to K trials at once, as one net of K times the parameters (default: 16 on a "
         "GPU; 1 elsewhere, for there it is not faster)",

@@ -48,17 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "both have one thread, as the workers of the study have.",
         allow_abbrev=False,
     )
-    whole = whole_number(1)
     add_names(parser, "optimizers", TUNED, "adam")
-    for name, default, text in (
-        ("trials", [4, 16], "trials in a stack"),
-        ("widths", [16, 128], "units in each of five hidden layers"),
+    for name, limit, default, text in (
+        ("trials", "stack", [4, 16], "trials in a stack"),
+        ("widths", "width", [16, 128], "units in each of five hidden layers"),
     ):
         parser.add_argument(
-            f"--{name}", type=whole, nargs="+", action=Names, metavar="N",
+            f"--{name}", type=whole_number(limit), nargs="+", action=Names, metavar="N",
             help=f"{text} (default: {' '.join(map(str, default))})",
         )  # fmt: skip
-    parser.add_argument("--batch-size", type=whole, default=128, metavar="N")
+    parser.add_argument("--batch-size", type=whole_number("batch_size"), default=128, metavar="N")
     add_device(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes, if anywhere")
     return conduct(parser, partial(_work, parser.parse_args(arguments)))

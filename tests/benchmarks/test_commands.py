@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -21,8 +23,12 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.challenges import __main__ as challenges
+from benchmarks.challenges.keeping import keep
 from benchmarks.common import claims, signals
+from benchmarks.common.command import LIMITS, whole_number
 from benchmarks.common.data import DATA_DIR_VARIABLE, Digits
+from benchmarks.common.reading import within_limits
+from benchmarks.common.record import RunRecorder
 from benchmarks.equivalence import __main__ as equivalence
 from benchmarks.gradient_release import __main__ as gradient_release
 from benchmarks.mnist import __main__ as mnist
@@ -33,7 +39,7 @@ from benchmarks.study import running as study_running
 from benchmarks.study.published import __main__ as published
 from benchmarks.study.published import running as published_running
 from benchmarks.study.trial import split
-from tests.benchmarks.children import child, processes_of, wait_until
+from tests.benchmarks.children import ROOT, child, processes_of, wait_until
 from tests.benchmarks.conftest import SMALL_NET, TINY
 from tests.benchmarks.files import refused
 from tests.benchmarks.study_jobs import TINY_STUDY, run_study
@@ -232,19 +238,60 @@ def test_what_breaks_after_a_signal_is_no_error(
 def test_a_signal_that_was_lost_can_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    with signals.as_exceptions() as came:
+    with signals.noted() as heard, heard.as_exceptions():
         for now[0] in (0.0, signals.ONE_WISH):
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)  # at once, and nothing is raised
-    assert came == [signal.SIGINT] * 2
+    assert heard.came == [signal.SIGINT] * 2
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the fixture puts it back
-    with signals.as_exceptions() as came:
+    with signals.noted() as heard, heard.as_exceptions():
         os.kill(os.getpid(), signal.SIGINT)
-    assert came == []
+    assert heard.came == []
+
+
+def test_a_signal_raises_nothing_before_the_work_and_after_it() -> None:
+    worked: list[None] = []
+    with signals.noted() as heard:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), heard.as_exceptions():
+            worked.append(None)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert not worked
+
+
+def test_a_signal_while_a_folder_is_claimed_leaves_nothing(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = claims._lock
+
+    def come(*arguments: Any) -> Any:
+        taken = lock(*arguments)
+        assert (tmp_path / "out" / claims.LOCK).exists()
+        os.kill(os.getpid(), signal.SIGINT)
+        return taken
+
+    monkeypatch.setattr(claims, "_lock", come)
+    assert command.run(tmp_path / "out") == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_while_a_claim_ends_leaves_no_lock(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_ours = claims._Claim.is_ours
+
+    def come(claim: Any) -> bool:
+        if not claims._claims:  # it has ended
+            os.kill(os.getpid(), signal.SIGINT)
+        return is_ours(claim)
+
+    monkeypatch.setattr(claims._Claim, "is_ours", come)
+    assert command.run(tmp_path) == 0
+    assert not (tmp_path / claims.LOCK).exists()
 
 
 def test_a_held_signal_comes_after_the_block() -> None:
@@ -255,14 +302,14 @@ def test_a_held_signal_comes_after_the_block() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             ended.append(None)
 
-    with signals.as_exceptions(), pytest.raises(KeyboardInterrupt):
+    with signals.noted() as heard, heard.as_exceptions(), pytest.raises(KeyboardInterrupt):
         hold()
     assert ended
 
 
 def test_a_process_that_is_begun_while_signals_are_held_sees_no_ctrl_c() -> None:
     code = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
-    for block, blocked in ((signals.held(), "True\n"), (signals.as_exceptions(), "False\n")):
+    for block, blocked in ((signals.held(), "True\n"), (signals.noted(), "False\n")):
         with block:
             found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert found.stdout == blocked
@@ -308,14 +355,28 @@ def test_ctrl_c_while_workers_begin_prints_no_traceback(tmp_path: Path) -> None:
         wait_until(lambda: not processes_of(process.pid))
 
 
-def test_a_full_standard_output_is_told_of_on_the_other() -> None:
-    with open("/dev/full", "w") as full:
-        found = subprocess.run(
-            [sys.executable, "-m", "benchmarks.mnist", "--dataset", "drawn", "--resume"],
-            stdout=full, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-    assert found.returncode == 2
-    assert found.stderr.count("\n") == 1
+STREAMS = {
+    "full": (">/dev/full", 1, "finished runs are kept"),
+    "closed": (">&-", 0, ""),
+    "ascii": ("| cat >&2", 0, "ours"),
+}
+
+
+@pytest.mark.parametrize(("redirection", "status", "said"), STREAMS.values(), ids=STREAMS)
+def test_a_standard_output_that_cannot_take_all_breaks_nothing(
+    redirection: str, status: int, said: str, tmp_path: Path
+) -> None:
+    arguments = (*TINY, *SMALL_NET, *ONE, "--nets", "relu", "--epochs", "1", "--out", "out")
+    found = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f'"$0" "$@" {redirection}', sys.executable, "-m",
+         "benchmarks.mnist", *arguments],
+        capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert found.returncode == status, found.stderr
+    assert said in found.stderr
+    assert "Error" not in found.stderr
+    assert "nothing was begun" not in found.stderr
 
 
 # Folders that cannot be written
@@ -330,6 +391,48 @@ def test_a_folder_that_is_removed_meanwhile_ends_the_work(
     assert command.run(out) == 1
     assert "Removed or cleared meanwhile" in capsys.readouterr().out
     assert not out.exists(), "it is not made anew"
+
+
+def test_what_took_the_place_of_the_folder_is_not_deleted(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    theirs = out / "run" / "run.json"
+    with suppress(FileNotFoundError), claims.claimed(out):
+        recorder = RunRecorder(theirs.parent)
+        out.rename(tmp_path / "moved")
+        theirs.parent.mkdir(parents=True)
+        theirs.touch()
+        recorder.abandon()
+        assert theirs.exists()
+        with pytest.raises(FileNotFoundError):
+            RunRecorder(theirs.parent)
+        assert theirs.exists()
+        with pytest.raises(FileNotFoundError):
+            keep(theirs.parent, {"facts": {}}, {})
+        assert [path.name for path in out.iterdir()] == ["run"]
+    assert theirs.exists()
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        MemoryError(),
+        OverflowError("too large"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory:\nyou tried"),
+        RuntimeError("numel: integer multiplication overflow"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_in_memory_ends_the_work_with_a_line(
+    problem: Exception, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fail() -> None:
+        raise problem
+
+    meanwhile(command, monkeypatch, fail)
+    assert command.run(tmp_path / "out") == 1
+    assert f"Cannot go on: {' '.join(str(problem).split())}" in capsys.readouterr().out
 
 
 def test_a_full_disk_ends_the_work_and_leaves_no_part_of_a_file(
@@ -356,6 +459,7 @@ OUTS = {
     "below a file": "file/below",
     "a loop": "loop/below",
     "nowhere": "/proc/below",
+    "no UTF-8": "\udcff",
     "a link as lock": "linked",
     "a directory as lock": "locked",
 }
@@ -373,9 +477,51 @@ def test_an_output_folder_that_cannot_be_is_refused(
     Path("linked", claims.LOCK).symlink_to("../file")
     Path("locked", claims.LOCK).mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
-    assert "cannot be written" in refused(lambda: command.run(Path(out)), capsys)
+    said = refused(lambda: command.run(Path(out)), capsys)
+    assert "cannot be written" in said
+    assert (f"{claims.LOCK} in it" in said) == (out in ("linked", "locked"))
     assert sorted(tmp_path.rglob("*")) == before
     assert Path("file").read_text() == "mine"
+
+
+# Limits
+
+
+def test_what_can_be_asked_for_can_be_read_back() -> None:
+    for name, (least, most) in LIMITS.items():
+        parse, check = whole_number(name), within_limits(name)[name]
+        for number, fits in ((least, True), (most, True), (least - 1, False), (most + 1, False)):
+            assert check(number) == fits
+            if fits:
+                assert parse(str(number)) == number
+            else:
+                with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number"):
+                    parse(str(number))
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        *((mnist.main, (f"--{name}", str(10**12))) for name in
+          ("depth", "width", "epochs", "batch-size", "train-size", "test-size")),
+        (mnist.main, ("--lr", "sgd=1e200")),
+        *((study.main, (f"--{name}", str(10**12))) for name in
+          ("depth", "width", "epochs", "batch-size", "train-size", "test-size", "seeds", "samples",
+           "workers", "stack")),
+        (gradient_release.main, ("--width", "10000000")),
+        (gradient_release.main, ("--layers", "10000000")),
+        (equivalence.main, ("--steps", "10000000")),
+    ],
+)  # fmt: skip
+def test_what_no_file_of_results_could_say_is_refused(
+    main: Callable[..., int], arguments: tuple[str, ...], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "out"
+    assert f"argument {arguments[0]}" in refused(
+        lambda: main([*arguments, "--out", str(out)]), capsys
+    )
+    assert not out.exists()
 
 
 # Data

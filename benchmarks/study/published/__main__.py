@@ -6,6 +6,7 @@ python -m benchmarks.study.published --help
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from functools import partial
 
@@ -85,7 +86,7 @@ def _work(given: argparse.Namespace, job: Job) -> int:
     read_cases(out)
     device = pick_device(given.device)
     digits = load_mnist(given.data_dir, device, lambda text: say(console, text))
-    command = " ".join([PROGRAM, *given.cases, "--budget", given.budget, "--out", str(out)])
+    command = f"{PROGRAM} {shlex.join([*given.cases, '--budget', given.budget, '--out', str(out)])}"
     job.kept = f"finished cases are kept. Go on with:\n\n    {command}\n"
     say(console, f"Results go to {out / RESULT}")
     with bars(console) as shown:

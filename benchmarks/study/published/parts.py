@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks.common import claims
 from benchmarks.common.command import CannotRun
 from benchmarks.common.record import read_json, write_json
 
@@ -36,6 +37,7 @@ class Parts:
         return part
 
     def remove(self) -> None:
+        claims.check(self._path)
         self._path.unlink(missing_ok=True)
         if self._path.parent.exists() and not any(self._path.parent.iterdir()):
             self._path.parent.rmdir()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.command import CannotRun
+from benchmarks.common.command import CannotRun, in_a_line
 from benchmarks.common.data import DataError, Digits, find_data_dir, load_digits
 from benchmarks.common.reading import (
     Shape,
@@ -74,7 +74,7 @@ def run_cases(
         try:
             digits = load_mnist(data_dir, device)
         except DataError as problem:
-            reason = str(problem)
+            reason = in_a_line(str(problem))
     for name in todo:
         settings = settings_of(cases[name], budget, None if digits is None else digits.name)
         parts = Parts(out, name, settings)

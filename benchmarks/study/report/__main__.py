@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(out: Path, job: Job) -> int:
-    if not (out / STUDY_FILE).is_file():
+    if not (out / STUDY_FILE).exists():
         raise CannotRun(f"{out} holds no study: there is no {STUDY_FILE}")
     with claims.shared(out):  # a study may be at work there: its trials so far make a report, too
         write(out)
