@@ -358,20 +358,20 @@ def _halve(optimizer: Optimizer, *_: Any) -> None:
 def _scaled(optimizer: Optimizer) -> None:
     """A step through a scaler, gradients infinite at the third."""
     if not hasattr(optimizer, "scaler"):
-        optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # type: ignore[attr-defined]
-        optimizer.seen = 0  # type: ignore[attr-defined]
-    scaler: Any = optimizer.scaler  # type: ignore[attr-defined]
+        optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # type: ignore[attr-defined]  # ours for the test
+        optimizer.seen = 0  # type: ignore[attr-defined]  # ours for the test
+    scaler: Any = optimizer.scaler  # type: ignore[attr-defined]  # ours for the test
     scale = scaler.scale(torch.ones(()))
     for p in leaves(optimizer):
         if p.grad is not None:
             p.grad = p.grad * scale
-    if optimizer.seen == 2:  # type: ignore[attr-defined]
+    if optimizer.seen == 2:  # type: ignore[attr-defined]  # ours for the test
         grad = struck(optimizer)[0].grad
         assert grad is not None
         grad[0, 0] = torch.inf
     scaler.step(optimizer)
     scaler.update()
-    optimizer.seen += 1  # type: ignore[attr-defined]
+    optimizer.seen += 1  # type: ignore[attr-defined]  # ours for the test
 
 
 def _closure(optimizer: Optimizer) -> None:

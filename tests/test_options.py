@@ -374,7 +374,7 @@ def test_add_param_group_warns_of_a_misspelt_option(name: str) -> None:
 @pytest.mark.parametrize("name", OF_THEIR_OWN)
 def test_add_param_group_takes_names_of_others_without_a_word(name: str) -> None:
     for kind, _, _ in PAIRS.values():
-        optimizer = kind([{"params": parameters(), name: 0.25}])  # type: ignore[call-arg]
+        optimizer = kind([{"params": parameters(), name: 0.25}])  # type: ignore[call-arg]  # all of them take it
         assert optimizer.param_groups[0][name] == 0.25  # and warnings are errors
 
 

@@ -89,7 +89,7 @@ class Checked:
         return next_counts(steps)
 
 
-def check_shapes(
+def check_tensors(
     optimizer: ScratchOptimizer, group: Group, columns: dict[str, list[Tensor]]
 ) -> None:
     """Refuse tensors that no engine may move with their parameter, in torch's words and by name.

@@ -67,6 +67,7 @@ class ScratchAdam(ScratchOptimizer):
         decoupled_weight_decay: decay the parameters themselves, as :class:`ScratchAdamW` does.
 
     Raises:
+        TypeError: an option is no number, or a flag is a string.
         ValueError: in torch's words, for a hyper-parameter out of its range, or for a tensor `lr`
             or tensor `betas` together with ``foreach=True``.
         RuntimeError: ``fused=True``, and there is no C++ compiler.

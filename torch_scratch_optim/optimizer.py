@@ -15,7 +15,7 @@ from torch.optim.optimizer import ParamsT, StateDict
 
 from . import engines
 from ._checkpoints import check_state_dict
-from ._checks import Checked, check, check_shapes, count, next_counts
+from ._checks import Checked, check, check_tensors, count, next_counts
 from ._options import Group, check_contradictions, check_flags, check_numbers, meant_by
 from .engines import GRADIENT, PLAIN_TENSORS, Engine, Scalars, Table
 from .on_device import check_devices, count_on_device, is_capturing, redistributed_like, shards
@@ -142,7 +142,8 @@ class ScratchOptimizer(torch.optim.Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse, which the optimizer does not support; a gradient or
-                a state has another shape than its parameter; or a CUDA graph is being captured, in
+                a state has another shape than its parameter, is on another device or has a dtype
+                that cannot be converted; or a CUDA graph is being captured, in
                 which the step count, a number on the host, would be frozen. No parameter and no
                 state has changed.
             AssertionError: in torch's words, for capturable parameters on a CPU.
@@ -267,12 +268,12 @@ class ScratchOptimizer(torch.optim.Optimizer):
     def _gradient(self, group: Group, inverse_scale: Any) -> Scalars:
         """How the gradient is made that a rule descends; see :func:`~.engines.descending`."""
         maximize, decay = bool(group.get("maximize")), None
-        if ("weight_decay" in self.defaults or "weight_decay" in group) and not group.get(
-            "decoupled_weight_decay"
-        ):
+        if "weight_decay" in self.defaults or "weight_decay" in group:
             decay = group["weight_decay"]
             if decay is None or isinstance(decay, str):
                 check_numbers(group, "weight_decay")  # which refuses it
+            if group.get("decoupled_weight_decay"):
+                decay = None
         if inverse_scale is None and not maximize and not decay:
             return _AS_IT_IS
         return dict(zip(GRADIENT, (inverse_scale, maximize, decay or None), strict=True))
@@ -295,8 +296,9 @@ class ScratchOptimizer(torch.optim.Optimizer):
 
     def _finish(self, new: dict[Tensor, Group], move: Update, steps: list[Tensor]) -> None:
         """Move, keep the new state, and count what was moved; if it fails, do neither."""
-        if not isinstance(self.state, defaultdict):  # a plain dict may have no place for it
-            list(map(self.state.__getitem__, new))
+        for p in new:
+            if p not in self.state and not isinstance(self.state, defaultdict):
+                raise KeyError(p)  # a plain dict has no place for it
         move()
         for p, state in new.items():
             self.state[p].update(state)
@@ -348,14 +350,14 @@ class ScratchOptimizer(torch.optim.Optimizer):
     def _check(
         self, group: Group, columns: dict[str, list[Tensor]], steps: list[Tensor]
     ) -> Checked | None:
-        """Refuse shapes that no engine may move; say what else there is to know of the tensors,
+        """Refuse tensors that no engine may move; say what else there is to know of the tensors,
         if they are ordinary ones."""
         tensors = [t for column in columns.values() for t in column]
         tensors += steps
         compiling = torch.compiler.is_compiling()
         checked: Checked | None = None if compiling else self._checked.get(id(group))
         if checked is None or not checked.holds(columns, tensors):
-            check_shapes(self, group, columns)
+            check_tensors(self, group, columns)
             checked = None if compiling else check(columns, steps, tensors)
             if checked is not None:
                 self._checked[id(group)] = checked
@@ -468,6 +470,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: options or state that a step needs are missing, or state has another shape
                 than its parameter. Nothing has been replaced.
+            TypeError: an option is no number. Nothing has been replaced.
         """
 
         def check(_: torch.optim.Optimizer, state_dict: StateDict) -> None:

@@ -71,6 +71,7 @@ class ScratchRMSProp(ScratchOptimizer):
             argument.
 
     Raises:
+        TypeError: an option is no number, or a flag is a string.
         ValueError: in torch's words, for a hyper-parameter out of its range.
         RuntimeError: ``fused=True``, and there is no C++ compiler.
 
