@@ -401,3 +401,22 @@ def test_weight_decay_of_sgd_may_be_a_tensor(requires_grad: bool, engine: dict[s
     theirs = Case("Momentum").torchs(parameters(), weight_decay=decay)
     for step in train(ours, theirs, steps=range(3)):
         assert_equal_state(ours, theirs, f"step {step}")
+
+
+def test_rows_of_equal_steps_are_gathered_with_a_tensor_lr(monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered: list[int] = []
+    add_ = torch._foreach_add_
+
+    def spy(tensors: list[torch.Tensor], *others: Any, **numbers: Any) -> None:
+        gathered.append(len(tensors))
+        add_(tensors, *others, **numbers)
+
+    monkeypatch.setattr(torch, "_foreach_add_", spy)
+    ps = [torch.full((3,), float(i), requires_grad=True) for i in range(40)]
+    ours = scratch.ScratchAdam(ps, lr=torch.tensor(0.1), foreach=None)
+    for step in range(2):
+        for i, p in enumerate(ps):  # half of them begin a step later
+            p.grad = torch.full((3,), 1.0 + i) if step or i < 20 else None
+        gathered.clear()
+        ours.step()
+    assert gathered.count(20) >= 2  # ε is added to each half at once

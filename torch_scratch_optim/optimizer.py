@@ -244,7 +244,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
         if own_engine is None and not group.get("differentiable"):  # those may want tensors
             most = engines.FLOAT_MAX if fused else engines.HALF_MAX
             if engines.are_unusual((gradient, *scalars), most):
-                gradient, *scalars = map(engines.to_python_scalars, (gradient, *scalars))
+                gradient = engines.to_python_scalars(gradient)
+                # Rows that share scalars still do: they are gathered by that.
+                known = {id(own): engines.to_python_scalars(own) for own in scalars}
+                scalars = [known[id(own)] for own in scalars]
                 if engines.are_unusual((gradient, *scalars), most):
                     rule = engines.descending(self.rule, gradient)
                     engines.try_out(_engine(group, table, checked), rule, table, scalars)
