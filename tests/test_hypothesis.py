@@ -17,7 +17,7 @@ from torch_scratch_optim import ScratchOptimizer, engines
 
 from .cases import PAIRS, TABLE, Case, leaves
 from .ieee import assert_step
-from .situations import ENGINES, LINEAR, LOOPS, assert_same, one_thread, roots_of
+from .situations.changes import ENGINES, LINEAR, LOOPS, assert_same, one_thread, roots_of
 
 # The same examples at every run: what is green stays green. Their number is what the time allows.
 FIXED = settings(

@@ -6,10 +6,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch.testing._internal.common_optimizers import (
-    OptimizerErrorEnum,
-    optim_db,
-)
+from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
 from .cases import PAIRS, Case, assert_equal_state, parameters, train
 

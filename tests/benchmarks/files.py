@@ -10,9 +10,7 @@ from typing import Any, NoReturn
 import pytest
 
 # tensorboard comes without type hints.
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
-    EventAccumulator,
-)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 TWO = ("--optimizers", "sgd", "adam", "--nets", "relu")
 

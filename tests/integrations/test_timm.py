@@ -13,13 +13,7 @@ from torch.optim import Optimizer
 from torch_scratch_optim import decay_groups
 
 from ..cases import PAIRS
-from .task import (
-    LRS,
-    assert_learned,
-    assert_same_parameters,
-    each_change_of_hands,
-    each_optimizer,
-)
+from .task import LRS, assert_learned, assert_same_parameters, each_change_of_hands, each_optimizer
 
 REASON = "timm: install .[integrations]"
 timm: Any = pytest.importorskip("timm", reason=REASON)

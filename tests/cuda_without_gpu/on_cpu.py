@@ -1,6 +1,6 @@
 """A GPU that is a CPU: NVIDIA's two modules, as far as the package uses them.
 
-The package's CUDA text is compiled by a C++ compiler with ``cuda_on_cpu.h`` and runs, one thread
+The package's CUDA text is compiled by a C++ compiler with ``on_cpu.h`` and runs, one thread
 after another, on tensors that are on the CPU.
 """
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from torch_scratch_optim import _cpp, _cuda, _fused, _kernels
 
-HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+HEADER = Path(__file__).with_name("on_cpu.h")
 # As NVRTC without fast math; and what would stop a kernel on a GPU is noted.
 FLAGS = ["-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-fno-math-errno"]
 FLAGS += ["-fsanitize=alignment,bounds", "-nostdlib"]  # what is not linked takes no time
