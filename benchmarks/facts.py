@@ -19,11 +19,12 @@ from benchmarks.equivalence.report import EXPLANATION as ULPS
 from benchmarks.equivalence.report import verdict, worst_table
 from benchmarks.mnist.report import EXPLANATION as MNIST
 from benchmarks.mnist.report import Pair, markdown_table
+from benchmarks.reproductions.table import markdown_table as reproductions_rows
+from benchmarks.reproductions.table import summary as reproductions_summary
 from benchmarks.step_time.report import EXPLANATION as STEP_TIMES
 from benchmarks.step_time.report import ratio_table
 from benchmarks.study.report.tables import EXPLANATION as STUDY
-from benchmarks.study.report.tables import Table, readme_table
-from benchmarks.study.report.tables import published_table as published_rows
+from benchmarks.study.report.tables import readme_table
 from torch_scratch_optim import ScratchOptimizer
 from torch_scratch_optim._fused import split
 from torch_scratch_optim._kernels import Signature, source
@@ -134,19 +135,14 @@ def study_table() -> str:
     )
 
 
-def published_table() -> str:
-    recorded = read_json(RESULTS / "study" / "published.json")
-    headings = ["source", "quantity", "published", "ours", "tolerance", "verdict"]
-    rows = [
-        [case["title"], quantity, theirs, ours, tolerance, verdict]
-        for case in recorded["cases"]
-        for quantity, verdict, tolerance, _, theirs, ours in published_rows(case).rows
-    ]
+def reproductions_table() -> str:
+    recorded = read_json(RESULTS / "reproductions" / "reproductions.json")
+    cases = recorded["cases"]
     return "\n\n".join(
         [
-            provenance(recorded, "python -m benchmarks.study.published"),
-            Table(headings, rows, texts=2).markdown(),
-            "Seeds and the reasons for what differs are in the study's report.",
+            provenance(recorded, "python -m benchmarks.reproductions"),
+            f"{reproductions_summary(cases)}.",
+            reproductions_rows(cases),
         ]
     )
 
@@ -188,7 +184,7 @@ FACTS: dict[str, Callable[..., str]] = {
     "cost": cost,
     "kernel": kernel,
     "mnist": mnist_table,
-    "published": published_table,
+    "reproductions": reproductions_table,
     "speed": speed,
     "study": study_table,
 }

@@ -67,8 +67,6 @@ def _work(given: Mapping[str, Any], job: Job) -> int:
     _begin(store, study, device, given, job)
     stack = given["stack"] or (STACK_ON_GPU if device.type == "cuda" else 1)
     _run(study, store, _workers(given, data, device), stack, console)
-    if given["published"]:
-        _published(study, store, given["data_dir"], device, console)
     _report(store, console)
     return 0
 
@@ -127,27 +125,6 @@ def _run(
             with workers() as some:
                 run_trials(study, store, some, stack, progress.kept)
     store.keep_winners(study, store.trials())
-
-
-def _published(
-    study: Study, store: Store, data_dir: Path | None, device: torch.device, console: Console
-) -> None:
-    """Measure the published numbers again, which are all of MNIST."""
-    from benchmarks.study.published import CASES, run_cases
-
-    if study.dataset != "mnist":
-        say(console, "The published numbers are of MNIST: not measured with other digits.")
-        return
-    with bars(console) as shown:
-        bar = {name: shown.add_task(name, total=1.0, visible=False) for name in CASES}
-        run_cases(
-            list(CASES),
-            store.out,
-            data_dir,
-            lambda name, share: shown.update(bar[name], completed=share, visible=share < 1),
-            budget=study.budget,
-            device=device,
-        )
 
 
 def _report(store: Store, console: Console) -> None:

@@ -79,12 +79,6 @@ def build_parser() -> Parser:
             default=ABSENT,
             help=of_budget,
         )
-    what.add_argument(
-        "--no-published",
-        dest="published",
-        action="store_false",
-        help="leave out the published numbers that are measured again",
-    )
 
     data = parser.add_argument_group("the data")
     add_data(data)

@@ -147,26 +147,6 @@ def made_up_trials() -> list[Trial]:
     return trials
 
 
-PUBLISHED = {
-    "cases": [
-        {
-            "case": "made_up",
-            "title": "A case <that> nobody published",
-            "source": "Nobody, 2000",
-            "settings": {},
-            "seconds": 1.5,
-            "rows": [
-                {"quantity": "test accuracy", "theirs": 0.9862, "ours": 0.986,
-                 "tolerance": "± 0.001", "verdict": "reproduced", "note": ""},
-                {"quantity": "epoch 1", "theirs": [0.9556, 0.9595], "ours": 0.91,
-                 "tolerance": "± 0", "verdict": "differs", "note": "another | batch order"},
-                {"quantity": "epoch 100", "theirs": 0.99, "ours": None,
-                 "tolerance": "± 0", "verdict": "not run", "note": ""},
-            ],
-        }
-    ]
-}  # fmt: skip
-
 STUDY = {
     "protocol": 1,
     "settings": {"budget": "quick"},
@@ -176,13 +156,9 @@ STUDY = {
 }  # fmt: skip
 
 
-def write_made_up_study(
-    out: Path, trials: list[Trial] | None = None, published: bool = True
-) -> None:
+def write_made_up_study(out: Path, trials: list[Trial] | None = None) -> None:
     write_json(out / "study.json", STUDY)
     for one in made_up_trials() if trials is None else trials:
         text = json.dumps([one["phase"], one["track"], one["settings"]])
         name = hashlib.sha256(text.encode()).hexdigest()[:12]
         write_json(out / "trials" / f"{name}.json", one)
-    if published:
-        write_json(out / "published.json", PUBLISHED)

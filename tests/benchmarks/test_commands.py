@@ -32,23 +32,23 @@ from benchmarks.common.record import RunRecorder
 from benchmarks.equivalence import __main__ as equivalence
 from benchmarks.gradient_release import __main__ as gradient_release
 from benchmarks.mnist import __main__ as mnist
+from benchmarks.reproductions import __main__ as reproductions
+from benchmarks.reproductions import running as reproductions_running
 from benchmarks.step_time import __main__ as step_time
 from benchmarks.step_time.timer import Effort
 from benchmarks.study import __main__ as study
 from benchmarks.study import running as study_running
-from benchmarks.study.published import __main__ as published
-from benchmarks.study.published import running as published_running
 from benchmarks.study.trial import split
 from tests.benchmarks.children import ROOT, child, processes_of, wait_until
 from tests.benchmarks.conftest import SMALL_NET, TINY
 from tests.benchmarks.files import refused
 from tests.benchmarks.study_jobs import TINY_STUDY, run_study
 from tests.benchmarks.test_challenges_command import TINY as SIZES
-from tests.benchmarks.test_study_published import a_case
+from tests.benchmarks.test_reproductions import a_case
 
 EFFORT = Effort(rounds=2, few_rounds=1, seconds=0.01, warm_up=1, copied_bytes=2**16)
 PROGRAMS = (
-    "mnist", "study", "study.published", "study.report", "study.stacking_speed", "challenges",
+    "mnist", "study", "study.report", "study.stacking_speed", "reproductions", "challenges",
     "step_time", "equivalence", "gradient_release",
 )  # fmt: skip
 
@@ -74,9 +74,9 @@ COMMANDS = {
         "benchmarks.mnist.__main__:train_pair",
     ),
     "study": Command(lambda *more: run_study(Path(), *more), "benchmarks.study.running:train"),
-    "published": Command(
-        lambda *more: published.main(["--budget", "quick", *more]),
-        "benchmarks.study.published.running:_run",
+    "reproductions": Command(
+        lambda *more: reproductions.main(["--budget", "quick", *more]),
+        "benchmarks.reproductions.running:_run",
     ),
     "challenges": Command(
         lambda *more: challenges.main(["saddle_points", "--dataset", "drawn", *more], SIZES),
@@ -107,9 +107,9 @@ def command(
     no_pictures: None, no_report: None,
 ) -> Command:  # fmt: skip
     """A command whose work takes no time, and of which it does not matter what comes out."""
-    monkeypatch.setattr(published, "CASES", {"a": a_case([])})
-    monkeypatch.setattr(published_running, "CASES", {"a": a_case([])})
-    monkeypatch.setattr(published, "load_mnist", lambda *arguments: digits)
+    monkeypatch.setattr(reproductions, "CASES", {"a": a_case([])})
+    monkeypatch.setattr(reproductions_running, "CASES", {"a": a_case([])})
+    monkeypatch.setattr(reproductions, "load_mnist", lambda *arguments: digits)
     light = dataclasses.replace(
         challenges.EXPERIMENTS["saddle_points"],
         measure=lambda setup, on_progress: {}, findings=lambda facts: [],
@@ -342,7 +342,7 @@ def test_who_imports_the_package_keeps_their_handlers() -> None:
 
 def test_ctrl_c_while_workers_begin_prints_no_traceback(tmp_path: Path) -> None:
     out = tmp_path / "study"
-    names = (*TINY_STUDY, "--workers", "2", "--epochs", "100000", "--no-published")
+    names = (*TINY_STUDY, "--workers", "2", "--epochs", "100000")
     with child("-m", "benchmarks.study", *names, "--out", str(out)) as process:
         wait_until(lambda: bool(processes_of(process.pid, "spawn_main")))
         time.sleep(1)  # they are in the middle of their imports
@@ -532,7 +532,7 @@ NAMED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["mnist", "study", "challenges", "published"])
+@pytest.mark.parametrize("name", ["mnist", "study", "challenges", "reproductions"])
 @pytest.mark.parametrize(
     ("how", "directory", "complaint"),
     [
@@ -558,11 +558,11 @@ def test_a_directory_that_was_named_must_hold_mnist(
         "mnist": lambda: mnist.main(arguments),
         "study": lambda: study.main([*arguments, "--workers", "0"]),
         "challenges": lambda: challenges.main(["saddle_points", *arguments]),
-        "published": lambda: published.main(arguments),
+        "reproductions": lambda: reproductions.main(arguments),
     }
     said = refused(mains[name], capsys)
     assert complaint in said
-    assert ("choose --dataset drawn" in said) == (name != "published" and "no MNIST" in said)
+    assert ("choose --dataset drawn" in said) == (name != "reproductions" and "no MNIST" in said)
     assert sorted(tmp_path.rglob("*")) == before
 
 

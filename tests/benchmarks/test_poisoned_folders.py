@@ -20,15 +20,16 @@ from benchmarks.common.data import Digits
 from benchmarks.common.record import write_json
 from benchmarks.mnist import __main__ as mnist
 from benchmarks.mnist import report
-from benchmarks.study.published import __main__ as published
-from benchmarks.study.published import running as published_running
-from benchmarks.study.published.case import Lab, Measured
+from benchmarks.reproductions import __main__ as reproductions
+from benchmarks.reproductions import running as reproductions_running
+from benchmarks.reproductions.case import Lab, Measured
+from benchmarks.reproductions.table import markdown_table, terminal_table
 from benchmarks.study.report import __main__ as study_report
 from tests.benchmarks.conftest import SMALL_NET, TINY
 from tests.benchmarks.files import read, refused
 from tests.benchmarks.made_up_study import write_made_up_study
 from tests.benchmarks.study_jobs import run_study
-from tests.benchmarks.test_study_published import a_case
+from tests.benchmarks.test_reproductions import a_case
 
 ONE_PAIR = ("--nets", "relu", "--optimizers", "sgd")
 ESCAPE = "\x1b]0;title\x07"
@@ -104,7 +105,9 @@ def finished_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished_cases(tmp_path_factory: pytest.TempPathFactory, digits: Digits) -> Path:
     out = tmp_path_factory.mktemp("cases") / "out"
-    published_running.run_cases(["a"], out, budget="quick", cases={"a": a_case([])}, digits=digits)
+    reproductions_running.run_cases(
+        ["a"], out, budget="quick", cases={"a": a_case([])}, digits=digits
+    )
     return out
 
 
@@ -134,8 +137,8 @@ def resume_job(out: Path) -> int:
     return mnist.main(["--resume", "--out", str(out)])
 
 
-def run_published(out: Path) -> int:
-    return published.main(["--budget", "quick", "--out", str(out)])
+def run_reproductions(out: Path) -> int:
+    return reproductions.main(["--budget", "quick", "--out", str(out)])
 
 
 def report_study(out: Path) -> int:
@@ -152,7 +155,7 @@ FILES: dict[str, tuple[str, str, Callable[[Path], int], Sequence[tuple[str, Any]
     "trial": ("finished_study", "trials/*.json", run_study, OF_A_TRIAL),
     "reported trial": ("finished_study", "trials/*.json", report_study, OF_A_TRIAL),
     "reported study": ("finished_study", "study.json", report_study, OF_A_REPORTED_STUDY),
-    "case": ("finished_cases", "published.json", run_published, OF_A_CASE),
+    "case": ("finished_cases", "reproductions.json", run_reproductions, OF_A_CASE),
 }
 
 
@@ -236,9 +239,9 @@ def test_what_is_no_file_of_results_is_not_read(
 
 @pytest.fixture
 def small_table(monkeypatch: pytest.MonkeyPatch, digits: Digits) -> None:
-    for module in (published, published_running):
+    for module in (reproductions, reproductions_running):
         monkeypatch.setattr(module, "CASES", {"a": a_case([])})
-    monkeypatch.setattr(published, "load_mnist", lambda *arguments: digits)
+    monkeypatch.setattr(reproductions, "load_mnist", lambda *arguments: digits)
 
 
 def test_a_part_that_its_case_did_not_compute_is_named(
@@ -249,12 +252,12 @@ def test_a_part_that_its_case_did_not_compute_is_named(
         return {"one": Measured(lab.once("p", 1, lambda: [1.0])[0] + 1)}
 
     case = dataclasses.replace(a_case([]), measure=measure)
-    for module in (published, published_running):
+    for module in (reproductions, reproductions_running):
         monkeypatch.setattr(module, "CASES", {"a": case})
-    settings = published_running.settings_of(case, "quick", digits.name)
-    write_json(tmp_path / "published" / "a.json", {"settings": settings, "parts": {"p": ["evil"]}})
-    assert "published/a.json is damaged, remove it" in refused(
-        lambda: run_published(tmp_path), capsys
+    settings = reproductions_running.settings_of(case, "quick", digits.name)
+    write_json(tmp_path / "parts" / "a.json", {"settings": settings, "parts": {"p": ["evil"]}})
+    assert "parts/a.json is damaged, remove it" in refused(
+        lambda: run_reproductions(tmp_path), capsys
     )
 
 
@@ -284,8 +287,6 @@ def test_a_link_does_not_lead_writes_out_of_the_folder(
 def test_texts_from_elsewhere_are_no_markup(tmp_path: Path) -> None:
     write_made_up_study(tmp_path, [])
     evil = "<script>alert(1)</script> [here](https://evil) ![x](y) [/bold] | `a`"
-    for name in ("title", "source", "rows.0.quantity", "rows.0.note", "rows.0.tolerance"):
-        spoil(tmp_path / "published.json", f"cases.0.{name}", evil)
     for name in ("machine.processor", "machine.device", "versions.torch", "versions.python"):
         spoil(tmp_path / "study.json", name, evil)
     spoil(tmp_path / "study.json", "command", f"`{evil}`")
@@ -299,9 +300,13 @@ def test_texts_from_elsewhere_are_no_markup(tmp_path: Path) -> None:
     assert not list(tmp_path.parent.glob("evil*"))
 
 
-def test_a_table_in_the_terminal_has_no_markup() -> None:
-    evil = "[/bold] [red]"
-    rows = [{"quantity": evil, "theirs": 1, "ours": None, "verdict": "differs", "note": evil}]
-    console = Console(record=True, width=200, file=io.StringIO())
-    console.print(published.table({"title": evil, "rows": rows}))
-    assert console.export_text().count(evil) == 3
+def test_tables_of_reproductions_have_no_markup() -> None:
+    evil = "[/bold] [red](https://evil) <b> | `a`"
+    row = dict.fromkeys(("quantity", "note", "tolerance", "verdict"), evil)
+    case = {"title": evil, "rows": [row | {"theirs": 1, "ours": None}]}
+    console = Console(record=True, width=400, file=io.StringIO())
+    console.print(terminal_table(case))
+    assert console.export_text().count(evil) == 5
+    written = markdown_table([case])
+    assert not re.findall(r"(?<!\\)[\[`]|<b>", written)
+    assert written.splitlines()[-1].count(r"\|") == 4

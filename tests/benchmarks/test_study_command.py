@@ -141,12 +141,3 @@ def test_files_that_cannot_be_read_are_named(
     assert run_study(out) == 0
     (out / "study.json").write_text("[]")
     assert "study.json" in refusal(out, capsys)
-
-
-def test_published_numbers_are_measured_on_mnist_alone(
-    finished_study: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_study(finished_study) == 0
-    assert "The published numbers are of MNIST" in capsys.readouterr().out
-    assert run_study(finished_study, "--no-published") == 0
-    assert "published" not in capsys.readouterr().out

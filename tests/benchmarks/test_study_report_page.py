@@ -127,14 +127,8 @@ def test_both_reports_say_on_what_with_what_and_by_which_command(out: Path) -> N
         for words in (
             "drawn digits (stand-in, not MNIST)", "An Imaginary Processor", "torch 2.15.0",
             "python -m benchmarks.study --budget quick", LIMITS_TITLE, "Anything about MNIST.",
-            "1 reproduced, 1 differs, 1 not run",
         ):  # fmt: skip
             assert words in text, (name, words)
-
-
-def test_texts_of_others_are_escaped(out: Path) -> None:
-    assert "A case &lt;that&gt; nobody" in (out / "report.html").read_text(encoding="utf-8")
-    assert "another \\| batch order" in (out / "report.md").read_text(encoding="utf-8")
 
 
 def test_the_figures_of_the_paper_are_there(out: Path) -> None:
@@ -186,7 +180,7 @@ def test_the_readmes_table_is_made_of_the_summary(
     ids=["none", "one that diverged", "a final that diverged", "no error", "track all"],
 )
 def test_any_number_of_trials_makes_a_report(trials: list[Any], tmp_path: Path) -> None:
-    write_made_up_study(tmp_path, trials, published=False)
+    write_made_up_study(tmp_path, trials)
     assert main([str(tmp_path)]) == 0
     assert (tmp_path / "report.html").exists()
 

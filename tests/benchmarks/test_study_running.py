@@ -121,7 +121,7 @@ def test_a_disk_that_is_full_leaves_no_broken_file(
     assert not list((tmp_path / "study").rglob("*.partial"))
 
 
-ENDLESS = ("--workers", "2", "--epochs", "100000", "--test-size", "61", "--no-published")
+ENDLESS = ("--workers", "2", "--epochs", "100000", "--test-size", "61")
 
 
 @pytest.fixture

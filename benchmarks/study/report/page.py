@@ -16,7 +16,7 @@ from benchmarks.study.analysis import Trial
 from benchmarks.study.report import texts
 from benchmarks.study.report.drawing import svg_inline
 from benchmarks.study.report.limits import limits
-from benchmarks.study.report.tables import published_table, trials_table
+from benchmarks.study.report.tables import trials_table
 
 Facts = dict[str, Any]
 
@@ -27,7 +27,6 @@ def page(
     about: Facts,
     facts: Facts,
     figures: Mapping[str, Mapping[str, Figure]],
-    published: Sequence[Facts],
     trials: Sequence[Trial],
 ) -> str:
     environment = Environment(
@@ -52,7 +51,6 @@ def page(
             for arena, (key, drawn) in zip(facts["arenas"], figures.items(), strict=True)
         ],
         optimizers=_in_use(facts),
-        published=[(case, published_table(case)) for case in published],
         limits=limits(facts),
         trials=trials_table(trials),
     )

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.common.markdown import plain
 from benchmarks.study.analysis import Trial
 from benchmarks.study.report.limits import limits
-from benchmarks.study.report.tables import published_table, trials_table
+from benchmarks.study.report.tables import trials_table
 from benchmarks.study.report.texts import (
     LIMITS_TITLE,
-    PUBLISHED_TITLE,
     TITLE,
     TRIALS_TITLE,
     heading,
     sections,
-    verdicts,
 )
 
 Facts = dict[str, Any]
@@ -26,17 +23,15 @@ def paper(
     about: Facts,
     facts: Facts,
     figures: Mapping[str, Mapping[str, Any]],
-    published: Sequence[Facts],
     trials: Sequence[Trial],
 ) -> str:
-    return "\n\n".join(_parts(about, facts, figures, published, trials)) + "\n"
+    return "\n\n".join(_parts(about, facts, figures, trials)) + "\n"
 
 
 def _parts(
     about: Facts,
     facts: Facts,
     figures: Mapping[str, Mapping[str, Any]],
-    published: Sequence[Facts],
     trials: Sequence[Trial],
 ) -> Iterator[str]:
     yield f"# {TITLE}"
@@ -51,13 +46,6 @@ def _parts(
                 yield f"![{title}](figures/{key}_{name}.svg)"
             if section.table is not None:
                 yield section.table.markdown()
-    if published:
-        yield f"## {PUBLISHED_TITLE}"
-        yield verdicts(published)
-        for case in published:
-            yield f"### {plain(case['title'])}"
-            yield plain(case["source"])
-            yield published_table(case).markdown()
     yield f"## {LIMITS_TITLE}"
     yield "\n".join(f"* {limit}" for limit in limits(facts))
     yield f"## {TRIALS_TITLE}"

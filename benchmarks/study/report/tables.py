@@ -177,22 +177,3 @@ def readme_table(summary: Facts) -> Table:
                 ]
             )
     return Table(headings, rows, texts=4)
-
-
-def published_table(case: Facts) -> Table:
-    """A case's rows, with its title in none of them."""
-    headings = ["quantity", "verdict", "tolerance", "note", "theirs", "ours"]
-    rows = [
-        [
-            row["quantity"], row["verdict"], row["tolerance"], row["note"] or UNKNOWN,
-            _range(row["theirs"]), _range(row["ours"]),
-        ]
-        for row in case["rows"]
-    ]  # fmt: skip
-    return Table(headings, rows, texts=4)
-
-
-def _range(found: float | list[float] | None) -> str:
-    if isinstance(found, list):
-        return " … ".join(number(bound, ".4g") for bound in found)
-    return number(found, ".4g")

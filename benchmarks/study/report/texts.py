@@ -19,7 +19,6 @@ from benchmarks.study.statistics import CONFIDENCE
 Facts = dict[str, Any]
 
 TITLE = "Which optimizer for deep nets?"
-PUBLISHED_TITLE = "Published numbers, measured again"
 LIMITS_TITLE = "What this does not show"
 TRIALS_TITLE = "Every trial"
 NOTHING = "No trial has ended yet."
@@ -58,12 +57,6 @@ def sections(arena: Facts) -> Iterator[Section]:
         yield Section("Time to a target", _TARGETS, names, targets_table(arena))
     if arena["ranking"] and all(entry["gradient_flow"]["layers"] for entry in arena["ranking"]):
         yield Section("Gradient flow", _FLOW, ["gradient_flow"], None)
-
-
-def verdicts(published: Sequence[Facts]) -> str:
-    rows = [row["verdict"] for case in published for row in case["rows"]]
-    counts = [f"{rows.count(verdict)} {verdict}" for verdict in dict.fromkeys(rows)]
-    return f"{len(rows)} figures: {', '.join(counts)}."
 
 
 def verdict(arena: Facts) -> str:

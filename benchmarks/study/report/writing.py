@@ -13,7 +13,6 @@ from benchmarks.common.record import provenance, write_atomically, write_json
 from benchmarks.study.analysis import Trial, analyse, without_curves
 from benchmarks.study.files import STUDY_FILE, TRIALS, read_trial
 from benchmarks.study.protocol import BUDGETS
-from benchmarks.study.published.running import CASE, read_cases
 from benchmarks.study.report.drawing import svg_file
 from benchmarks.study.report.figures import DRAWINGS
 from benchmarks.study.report.page import page
@@ -34,7 +33,7 @@ def write(out: Path) -> None:
     """Write the report into the study's own folder, each file at once or not at all.
 
     Args:
-        out: a results folder: study.json, trials/*.json and, if there is one, published.json.
+        out: a results folder: study.json and trials/*.json.
 
     Raises:
         CannotRun: there is no study in it, or a file is not what a study writes.
@@ -44,7 +43,6 @@ def write(out: Path) -> None:
     except FileNotFoundError:
         raise CannotRun(f"{out / STUDY_FILE} is not there: {out} holds no study") from None
     trials = load_trials(out, study)
-    published = read_cases(out, CASE)
     facts = analyse(trials)
     about = _about(study, facts)
     figures = {
@@ -58,8 +56,8 @@ def write(out: Path) -> None:
         for name, figure in drawn.items():
             write_atomically(out / FIGURES / f"{arena}_{name}.svg", svg_file(figure))
     written = _about(_as_markdown(study), facts)
-    write_atomically(out / PAPER, paper(written, facts, figures, published, trials))
-    write_atomically(out / PAGE, page(about, facts, figures, published, trials))
+    write_atomically(out / PAPER, paper(written, facts, figures, trials))
+    write_atomically(out / PAGE, page(about, facts, figures, trials))
 
 
 def load_trials(out: Path, study: dict[str, Any]) -> list[Trial]:

@@ -1,4 +1,4 @@
-"""Run published cases one after another; what is finished is kept in published.json."""
+"""Run cases one after another; what is finished is kept in reproductions.json."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from benchmarks.common.reading import (
     text,
 )
 from benchmarks.common.record import machine, versions, write_json
-from benchmarks.study.published.case import BUDGETS, DIFFERS, NOT_RUN, REPRODUCED, Case, Lab
-from benchmarks.study.published.cases import CASES
-from benchmarks.study.published.parts import Parts
+from benchmarks.reproductions.case import BUDGETS, DIFFERS, NOT_RUN, REPRODUCED, Case, Lab
+from benchmarks.reproductions.cases import CASES
+from benchmarks.reproductions.parts import Parts
+from benchmarks.reproductions.table import CaseResult
 
-RESULT = "published.json"
+RESULT = "reproductions.json"
 CPU = torch.device("cpu")
 
-Found = dict[str, Any]  # one case as published.json has it
 OnProgress = Callable[[str, float], None]  # a case's name, and the share of it that is done
 
 
@@ -44,25 +44,25 @@ def run_cases(
     device: torch.device = CPU,
     cases: Mapping[str, Case] | None = None,
     digits: Digits | None = None,
-) -> list[Found]:
-    """Run cases and keep them in `out`/published.json, which is written after each.
+) -> list[CaseResult]:
+    """Run cases and keep them in `out`/reproductions.json, which is written after each.
 
     A case that is there already, run with the same settings or by a larger budget, is not run
     again. Without MNIST nothing is run, and the rows say so: no figure here is of other data.
 
     Args:
         names: of cases, any of `CASES`; each is run once.
-        out: a folder; whatever else is in its published.json stays.
+        out: a folder; whatever else is in its reproductions.json stays.
         data_dir: where MNIST is, or is to be downloaded to (default: as everywhere).
         on_progress: is told a case's name and the share of it that is done, 0 … 1.
         cases: what to take in the place of `CASES`.
         digits: MNIST, if it is loaded already.
 
     Returns:
-        The cases that were named, as published.json has them.
+        The cases that were named, as reproductions.json has them.
 
     Raises:
-        CannotRun: no such case or budget, or published.json is not one.
+        CannotRun: no such case or budget, or reproductions.json is not one.
     """
     cases = CASES if cases is None else cases
     _check(names, budget, cases)
@@ -99,7 +99,7 @@ def load_mnist(
 
 def _check(names: Sequence[str], budget: str, cases: Mapping[str, Case]) -> None:
     if unknown := [name for name in names if name not in cases]:
-        raise CannotRun(f"no published case {unknown[0]!r}; there are {', '.join(cases)}")
+        raise CannotRun(f"no case {unknown[0]!r}; there are {', '.join(cases)}")
     if budget not in BUDGETS:
         raise CannotRun(f"no budget {budget!r}; there are {', '.join(BUDGETS)}")
 
@@ -110,31 +110,30 @@ ROW: Shape = {
     "theirs": lambda value: number(value) or many(number, 2)(value),
     "ours": perhaps(number),
 }
-CASE: Shape = {"title": text, "source": text, "rows": many(shaped(ROW), 1)}
-WITH_SETTINGS: Shape = {
-    **CASE,
-    "case": text,
+CASE: Shape = {
+    **dict.fromkeys(("case", "title", "source"), text),
+    "rows": many(shaped(ROW), 1),
     "seconds": number,
     "settings": {"budget": among(BUDGETS), "dataset": perhaps(text)},
 }
 
 
-def read_cases(out: Path, shape: Shape = WITH_SETTINGS) -> list[Found]:
-    """The cases that are in published.json; none, if there is no such file.
+def read_cases(out: Path) -> list[CaseResult]:
+    """The cases that are in reproductions.json; none, if there is no such file.
 
     Raises:
         CannotRun: the file holds something else.
     """
     path = out / RESULT
     try:
-        content = read_results(path, {"cases": many(shaped(shape))}, "published cases")
+        content = read_results(path, {"cases": many(shaped(CASE))}, "reproduced cases")
     except FileNotFoundError:
         return []
-    cases: list[Found] = content["cases"]
+    cases: list[CaseResult] = content["cases"]
     return cases
 
 
-def _write(out: Path, kept: Mapping[str, Found], device: torch.device) -> None:
+def _write(out: Path, kept: Mapping[str, CaseResult], device: torch.device) -> None:
     content = {"machine": machine(device), "versions": versions(), "cases": list(kept.values())}
     write_json(out / RESULT, content)
 
@@ -148,7 +147,7 @@ def settings_of(case: Case, budget: str, dataset: str | None) -> dict[str, Any]:
     return {"budget": budget, "dataset": dataset, **settings}
 
 
-def _is_kept(found: Found | None, case: Case, budget: str) -> bool:
+def _is_kept(found: CaseResult | None, case: Case, budget: str) -> bool:
     if found is None or found["settings"]["dataset"] is None:
         return False
     before = found["settings"]["budget"]
@@ -164,7 +163,7 @@ def _run(
     parts: Parts,
     reason: str,
     on_progress: OnProgress,
-) -> Found:
+) -> CaseResult:
     began = time.perf_counter()
     measured: Mapping[str, Any] = {}
     wanted = case.budgets.get(settings["budget"])

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks.common.nets import CLASSES, PIXELS
-from benchmarks.study.published.case import (
+from benchmarks.reproductions.case import (
     Case,
     Figure,
     Lab,
@@ -24,8 +24,8 @@ from benchmarks.study.published.case import (
     unit_pixels,
     within,
 )
-from benchmarks.study.published.nets import SideBySide, build, large_normal, normal
-from benchmarks.study.published.teaching import (
+from benchmarks.reproductions.nets import SideBySide, build, large_normal, normal
+from benchmarks.reproductions.training import (
     epochs_of,
     sigmoid_cross_entropy,
     steps_per_epoch,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.common.nets import CLASSES, PIXELS
 from benchmarks.common.trainee import evaluate
-from benchmarks.study.published.case import (
+from benchmarks.reproductions.case import (
     Case,
     Figure,
     Lab,
@@ -24,8 +24,8 @@ from benchmarks.study.published.case import (
     unit_pixels,
     within,
 )
-from benchmarks.study.published.nets import build, uniform
-from benchmarks.study.published.teaching import epochs_of, steps_per_epoch
+from benchmarks.reproductions.nets import build, uniform
+from benchmarks.reproductions.training import epochs_of, steps_per_epoch
 from torch_scratch_optim import ScratchSGD
 
 DEPTH, WIDTH, BATCH, SEED = 5, 1000, 10, 0

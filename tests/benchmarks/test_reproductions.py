@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.common.command import CannotRun
 from benchmarks.common.data import Digits
-from benchmarks.study.published import algoperf, deepobs, glorot_bengio, nielsen
-from benchmarks.study.published.case import (
+from benchmarks.reproductions import algoperf, deepobs, glorot_bengio, nielsen
+from benchmarks.reproductions.case import (
     BUDGETS,
     REPORTED_EVERY,
     Case,
@@ -26,9 +26,9 @@ from benchmarks.study.published.case import (
     among_our_seeds,
     within,
 )
-from benchmarks.study.published.cases import CASES
-from benchmarks.study.published.parts import Parts
-from benchmarks.study.published.running import RESULT, run_cases
+from benchmarks.reproductions.cases import CASES
+from benchmarks.reproductions.parts import Parts
+from benchmarks.reproductions.running import RESULT, run_cases
 from tests.benchmarks.files import read
 
 TINY: dict[str, Settings] = {
@@ -254,9 +254,9 @@ def test_finished_parts_count_as_progress(digits: Digits, tmp_path: Path) -> Non
 
 
 def test_damaged_parts_are_an_error_that_names_the_file(digits: Digits, tmp_path: Path) -> None:
-    (tmp_path / "published").mkdir()
-    (tmp_path / "published" / "a.json").write_text('{"settings": {}')
-    with pytest.raises(CannotRun, match=r"published/a.json is damaged, remove it"):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "a.json").write_text('{"settings": {}')
+    with pytest.raises(CannotRun, match=r"parts/a.json is damaged, remove it"):
         run_cases(["a"], tmp_path, budget="quick", cases={"a": a_case([])}, digits=digits)
 
 
@@ -283,12 +283,12 @@ def test_small_nets_have_one_thread_and_give_the_others_back(
 def test_bad_input_is_refused_before_anything_is_run(digits: Digits, tmp_path: Path) -> None:
     calls: list[str] = []
     cases = {"a": a_case(calls)}
-    with pytest.raises(CannotRun, match="no published case 'b'; there are a"):
+    with pytest.raises(CannotRun, match="no case 'b'; there are a"):
         run_cases(["a", "b"], tmp_path, cases=cases, digits=digits)
     with pytest.raises(CannotRun, match="no budget 'huge'"):
         run_cases(["a"], tmp_path, budget="huge", cases=cases, digits=digits)
     (tmp_path / RESULT).write_text('{"cases": 3}')
-    with pytest.raises(CannotRun, match="does not hold published cases"):
+    with pytest.raises(CannotRun, match="does not hold reproduced cases"):
         run_cases(["a"], tmp_path, cases=cases, digits=digits)
     assert calls == []
     assert (tmp_path / RESULT).read_text() == '{"cases": 3}'

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.study.published import adam_paper, algoperf, deepobs, glorot_bengio, nielsen
-from benchmarks.study.published.case import Case
+from benchmarks.reproductions import adam_paper, algoperf, deepobs, glorot_bengio, nielsen
+from benchmarks.reproductions.case import Case
 
 CASES: dict[str, Case] = {
     "nielsen_gradients": nielsen.NORM_CASE,

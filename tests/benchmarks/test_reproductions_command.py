@@ -1,7 +1,9 @@
-"""The command of the published cases: progress, interruption, what it refuses."""
+"""The command that reproduces published results: progress, interruption, what it refuses."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common.data import Digits
-from benchmarks.study.published import __main__ as command
-from benchmarks.study.published import running
-from benchmarks.study.published.case import Case, Lab, Measured, Settings
-from benchmarks.study.published.running import RESULT
+from benchmarks.reproductions import __main__ as command
+from benchmarks.reproductions import running
+from benchmarks.reproductions.case import Case, Lab, Measured, Settings
+from benchmarks.reproductions.running import RESULT
+from tests.benchmarks.children import ROOT
 from tests.benchmarks.files import read
-from tests.benchmarks.test_study_published import a_case
+from tests.benchmarks.test_reproductions import a_case
 
 
 @pytest.fixture
@@ -38,7 +41,8 @@ def test_the_command_runs_and_shows_every_case(
     arguments = ["--budget", "quick", "--out", str(tmp_path / "out")]
     assert command.main(arguments) == 0
     shown = capsys.readouterr().out
-    assert "[2/2] A case: 1 reproduced, 1 not run" in shown
+    assert "[2/2] A case: 1 of 2 figures reproduced, 0 differs, 1 not run" in shown
+    assert "2 of 4 figures reproduced, 0 differs, 2 not run" in shown
     assert command.main(arguments) == 0
     calls, _ = small_table
     assert len(calls) == 2
@@ -92,3 +96,10 @@ def test_without_mnist_the_command_stops_at_once(
     assert f"no MNIST in {tmp_path}" in shown
     assert "--dataset" not in shown, "there is no such choice"
     assert not (tmp_path / "out").exists()
+
+
+def test_the_old_name_says_the_new_one() -> None:
+    command = [sys.executable, "-m", "benchmarks.study.published", "--budget", "quick"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr == "This command is now python -m benchmarks.reproductions\n"

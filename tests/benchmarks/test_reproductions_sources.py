@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common.data import DEVIATION, MEAN, Digits
-from benchmarks.study.published import adam_paper, algoperf, deepobs, glorot_bengio, nielsen
-from benchmarks.study.published.case import Lab, unit_pixels
-from benchmarks.study.published.cases import CASES
-from benchmarks.study.published.nets import (
+from benchmarks.reproductions import adam_paper, algoperf, deepobs, glorot_bengio, nielsen
+from benchmarks.reproductions.case import Lab, unit_pixels
+from benchmarks.reproductions.cases import CASES
+from benchmarks.reproductions.nets import (
     CUT_DEVIATION,
     Initialise,
     SideBySide,
@@ -27,7 +27,7 @@ from benchmarks.study.published.nets import (
     uniform,
     zeros,
 )
-from benchmarks.study.published.teaching import epochs_of, sigmoid_cross_entropy
+from benchmarks.reproductions.training import epochs_of, sigmoid_cross_entropy
 from torch_scratch_optim import ScratchSGD
 
 

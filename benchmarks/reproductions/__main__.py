@@ -1,6 +1,6 @@
-"""Reproduce published numbers on MNIST with our optimizers.
+"""Reproduce published results on MNIST with these optimizers.
 
-python -m benchmarks.study.published --help
+python -m benchmarks.reproductions --help
 """
 
 from __future__ import annotations
@@ -10,10 +10,7 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 
-from rich import box
 from rich.progress import TaskID
-from rich.table import Table
-from rich.text import Text
 
 from benchmarks.common.command import (
     Job,
@@ -26,18 +23,19 @@ from benchmarks.common.command import (
     say,
 )
 from benchmarks.common.options import add_data_dir, add_device, add_out, default_out
-from benchmarks.study.published.case import BUDGETS, DIFFERS, NOT_RUN, REPRODUCED
-from benchmarks.study.published.cases import CASES
-from benchmarks.study.published.running import RESULT, Found, load_mnist, read_cases, run_cases
+from benchmarks.reproductions.case import BUDGETS
+from benchmarks.reproductions.cases import CASES
+from benchmarks.reproductions.running import RESULT, load_mnist, read_cases, run_cases
+from benchmarks.reproductions.table import CaseResult, summary, terminal_table
 
-PROGRAM = "python -m benchmarks.study.published"
+PROGRAM = "python -m benchmarks.reproductions"
 EXAMPLES = f"""cases:
   {", ".join(CASES)}
 
 examples:
   {PROGRAM}
   {PROGRAM} nielsen_gradients algoperf_target --budget quick
-  {PROGRAM} --budget full --out runs/published
+  {PROGRAM} --budget full --out runs/reproductions
 
 Cases that are in --out already, with the same settings or a larger budget, are not run again.
 """
@@ -46,8 +44,8 @@ Cases that are in --out already, with the same settings or a larger budget, are 
 def build_parser() -> Parser:
     parser = Parser(
         prog=PROGRAM,
-        description="Run published experiments on MNIST again, with our optimizers, and compare\n"
-        "the figures. It insists on MNIST: no stand-in can reproduce a number.",
+        description="Run published experiments on MNIST again, with these optimizers, and compare\n"
+        "the figures. It needs MNIST: no other data can reproduce a figure.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -81,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _work(given: argparse.Namespace, job: Job) -> int:
     out, console = given.out or default_out(), job.console
     names = given.cases or list(CASES)
-    finished: list[Found] = []
+    finished: list[CaseResult] = []
     job.claim(out)
     read_cases(out)
     device = pick_device(given.device)
@@ -104,44 +102,12 @@ def _work(given: argparse.Namespace, job: Job) -> int:
             finished.append(found)
             shown.remove_task(one)
             shown.advance(everything)
-            say(shown.console, f"[{place}/{len(names)}] {in_a_line(found)}")
+            result = f"{found['title']}: {summary([found])}, {found['seconds']:.0f} s"
+            say(shown.console, f"[{place}/{len(names)}] {result}")
     for found in finished:
-        console.print(table(found))
+        console.print(terminal_table(found))
+    say(console, summary(finished))
     return 0
-
-
-def in_a_line(found: Found) -> str:
-    verdicts = [row["verdict"] for row in found["rows"]]
-    counts = [
-        f"{verdicts.count(verdict)} {verdict}"
-        for verdict in (REPRODUCED, DIFFERS, NOT_RUN)
-        if verdict in verdicts
-    ]
-    return f"{found['title']}: {', '.join(counts)}, {found['seconds']:.0f} s"
-
-
-def table(found: Found) -> Table:
-    # As `Text`, in which nothing is markup.
-    drawn = Table(title=Text(found["title"]), box=box.SIMPLE_HEAD, title_style="bold")
-    drawn.add_column("quantity", ratio=4)
-    drawn.add_column("theirs", justify="right")
-    drawn.add_column("ours", justify="right")
-    drawn.add_column("verdict", no_wrap=True)
-    drawn.add_column("note", ratio=5)
-    for row in found["rows"]:
-        drawn.add_row(
-            Text(row["quantity"]), _figure(row["theirs"]), _figure(row["ours"]), row["verdict"],
-            Text(row["note"]),
-        )  # fmt: skip
-    return drawn
-
-
-def _figure(value: float | Sequence[float] | None) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, Sequence):
-        return " … ".join(map(_figure, value))
-    return f"{value:.5g}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from benchmarks.common import claims
 from benchmarks.common.command import CannotRun
 from benchmarks.common.record import read_json, write_json
 
-FOLDER = "published"  # beside published.json; empty, and gone, when all cases have ended
+FOLDER = "parts"  # beside reproductions.json; empty, and gone, when all cases have ended
 
 Part = TypeVar("Part")  # lists, dicts, numbers: what JSON can hold
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.data import DEVIATION, MEAN, Digits
-from benchmarks.study.published.parts import Part, Parts
+from benchmarks.reproductions.parts import Part, Parts
 
 BUDGETS = ("quick", "standard", "full")
 REPRODUCED, DIFFERS, NOT_RUN = "reproduced", "differs", "not run"
