@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.common.markdown import table as markdown
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.record import provenance, read_json
 from benchmarks.equivalence.report import EXPLANATION as ULPS
 from benchmarks.equivalence.report import verdict, worst_table
@@ -40,11 +40,11 @@ MORE_STATE: Options = {"momentum": 0.9, "amsgrad": True, "centered": True}
 
 def variants(name: str) -> Iterator[tuple[str, ScratchOptimizer]]:
     """An optimizer of one 2 × 3 parameter as it is by default, and with each option for more."""
-    contender = CONTENDERS[name]
-    defaults = contender.scratch([torch.zeros(1, requires_grad=True)], **contender.options).defaults
+    entry = OPTIMIZERS[name]
+    defaults = entry.scratch([torch.zeros(1, requires_grad=True)], **entry.options).defaults
     for options in [{}, *({k: v} for k, v in MORE_STATE.items() if k in defaults)]:
         p = torch.zeros(2, 3, requires_grad=True)
-        made = contender.scratch([p], **(dict(contender.options) | options))
+        made = entry.scratch([p], **(dict(entry.options) | options))
         assert isinstance(made, ScratchOptimizer)
         yield ", ".join(f"`{k}={v}`" for k, v in options.items()) or "by default", made
 
@@ -61,7 +61,7 @@ def checkpoint(name: str) -> str:
             if value.shape == p.shape:
                 what = ["the parameter's"] * 2
             lines.setdefault(key, [f"`{key}`", f"`{symbols.get(key, 't')}`", *what, when])
-    theirs = CONTENDERS[name].reference([torch.zeros(1, requires_grad=True)]).defaults
+    theirs = OPTIMIZERS[name].reference([torch.zeros(1, requires_grad=True)]).defaults
     group.pop("params")
     keys = [f"`{key}`" + ("" if key in theirs else " (not in torch's)") for key in group]
     headings = ["key", "symbol in the rule", "shape", "dtype", "kept"]

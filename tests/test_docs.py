@@ -14,7 +14,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 import pytest
 
 import torch_scratch_optim
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.record import read_json
 from benchmarks.facts import RESULTS, bytes_per_parameter, variants
 from torch_scratch_optim import equivalence
@@ -141,7 +141,7 @@ def test_your_own_optimizer_takes_about_fifteen_lines() -> None:
     assert len([line for line in body.splitlines() if line.strip()]) <= 15
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_cost_of_a_step_is_what_the_stopwatch_counts(name: str) -> None:
     recorded = read_json(RESULTS / "step_time" / "step_time.json")["cells"]
     counted = {c["bytes_per_parameter"] for c in recorded if c["optimizer"] == name

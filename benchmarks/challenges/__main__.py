@@ -50,7 +50,7 @@ from benchmarks.common.command import (
     say,
 )
 from benchmarks.common.data import Digits
-from benchmarks.common.optimizers import CONTENDERS, DEFAULT_NAMES
+from benchmarks.common.optimizers import DEFAULT_NAMES, OPTIMIZERS
 from benchmarks.common.options import add_data, add_names, add_out, add_seed, default_out
 from benchmarks.common.plots import png
 from benchmarks.common.record import machine, versions
@@ -119,7 +119,7 @@ def build_parser() -> Parser:
         action="store_true",
         help="draw the paths of all optimizers on all functions as well",
     )
-    add_names(parser, "optimizers", CONTENDERS, " ".join(DEFAULT_NAMES))
+    add_names(parser, "optimizers", OPTIMIZERS, " ".join(DEFAULT_NAMES))
     add_seed(parser, "weights, batches and noise")
     parser.add_argument(
         "--quick",

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup, log_spaced
 from benchmarks.challenges.walks import first_step, rounded, walk
 from benchmarks.common.landscapes import LANDSCAPES
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 
 STEPS = 200
 
@@ -21,9 +21,9 @@ def measure(setup: Setup, on_progress: OnProgress) -> Facts:
     for number, (key, landscape) in enumerate(LANDSCAPES.items()):
         found: Facts = {}
         for name in setup.optimizers:
-            on_progress(f"{landscape.title}, {CONTENDERS[name].title}", number / len(LANDSCAPES))
+            on_progress(f"{landscape.title}, {OPTIMIZERS[name].title}", number / len(LANDSCAPES))
             positions = walk(
-                landscape, CONTENDERS[name].make_scratch, rates, [landscape.start], STEPS
+                landscape, OPTIMIZERS[name].make_scratch, rates, [landscape.start], STEPS
             )[:, :, 0]
             # A walk ends where it leaves the domain: what comes after is not shown, nor counted.
             lengths = _steps_inside(landscape.holds(positions))
@@ -62,7 +62,7 @@ def findings(facts: Facts) -> list[Finding]:
                     f"with a good learning rate everybody finds the minimum: "
                     f"{LANDSCAPES[key].title}",
                     f"{len(there)} of {len(by_name)} within {facts['steps']} steps; lowest: "
-                    f"{CONTENDERS[best].title}",
+                    f"{OPTIMIZERS[best].title}",
                     len(there) == len(by_name) or (None if there else False),
                 )
             )

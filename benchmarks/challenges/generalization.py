@@ -13,11 +13,11 @@ from torch import Tensor
 from benchmarks.challenges.lessons import learn
 from benchmarks.challenges.setup import MORE_DATA, Facts, Finding, OnProgress, Setup
 from benchmarks.challenges.walks import rounded
-from benchmarks.common.drawn import seeded_generator
 from benchmarks.common.landscapes import LANDSCAPES
 from benchmarks.common.nets import build_net
-from benchmarks.common.optimizers import CONTENDERS, MakeOptimizer
-from benchmarks.common.trainee import evaluate
+from benchmarks.common.optimizers import OPTIMIZERS, MakeOptimizer
+from benchmarks.common.synthetic import seeded_generator
+from benchmarks.common.training import evaluate
 
 NET = "relu"
 DEPTH = 2
@@ -41,13 +41,13 @@ def measure(setup: Setup, on_progress: OnProgress) -> Facts:
     seeds = range(setup.seed, setup.seed + min(3, setup.sizes.seeds))
     jobs = len(setup.optimizers) * len(seeds) + 9
     for number, name in enumerate(setup.optimizers):
-        contender = CONTENDERS[name]
+        entry = OPTIMIZERS[name]
         runs = []
         for place, seed in enumerate(seeds):
-            on_progress(f"{contender.title}, seed {seed}", (number * len(seeds) + place) / jobs)
-            runs.append(_train(setup, contender.make_scratch, contender.lr, seed))
+            on_progress(f"{entry.title}, seed {seed}", (number * len(seeds) + place) / jobs)
+            runs.append(_train(setup, entry.make_scratch, entry.lr, seed))
         facts["optimizers"][name] = {
-            "lr": contender.lr,
+            "lr": entry.lr,
             "curve": runs[0],
             "turn": _turn(runs[0]),
             "at_equal_loss": [_at_loss(run, EQUAL_LOSS) for run in runs],
@@ -64,16 +64,16 @@ def measure(setup: Setup, on_progress: OnProgress) -> Facts:
 
 def _cures(setup: Setup) -> dict[str, Any]:
     """Runs of Adam: as it is, with weight decay of either kind, with more images."""
-    lr = CONTENDERS["adam"].lr
+    lr = OPTIMIZERS["adam"].lr
     # AdamW decays by default: without it would be a decay unasked.
     train = partial(_train, setup, lr=lr, seed=setup.seed)
-    cures = {"none": partial(train, CONTENDERS["adam"].make_scratch)}
+    cures = {"none": partial(train, OPTIMIZERS["adam"].make_scratch)}
     for name, decays in DECAYS.items():
         for decay in decays:
-            make = partial(CONTENDERS[name].scratch, weight_decay=decay)
+            make = partial(OPTIMIZERS[name].scratch, weight_decay=decay)
             cures[f"{DECAY_TITLES[name]}, λ = {decay:g}"] = partial(train, make)
     for times in MORE_DATA:
-        cures[f"{times} × the data"] = partial(train, CONTENDERS["adam"].make_scratch, times=times)
+        cures[f"{times} × the data"] = partial(train, OPTIMIZERS["adam"].make_scratch, times=times)
     return cures
 
 
@@ -189,7 +189,7 @@ def findings(facts: Facts) -> list[Finding]:
         at, end = its["turn"]["at"], its["turn"]["end"]
         found.append(
             Finding(
-                f"{CONTENDERS[name].title}: the test loss turns while the training loss falls",
+                f"{OPTIMIZERS[name].title}: the test loss turns while the training loss falls",
                 f"training loss {at['train_loss']:.3g} → {end['train_loss']:.3g}, test loss "
                 f"{at['test_loss']:.3f} → {end['test_loss']:.3f}, test accuracy "
                 f"{at['test_accuracy']:.1%} → {end['test_accuracy']:.1%}",
@@ -204,8 +204,8 @@ def findings(facts: Facts) -> list[Finding]:
         found.append(
             Finding(
                 "at equal training loss the optimizers generalize alike",
-                f"gap at training loss {facts['equal_loss']:g}: {CONTENDERS[low].title} "
-                f"{means[low]:.3f} … {CONTENDERS[high].title} {means[high]:.3f}; "
+                f"gap at training loss {facts['equal_loss']:g}: {OPTIMIZERS[low].title} "
+                f"{means[low]:.3f} … {OPTIMIZERS[high].title} {means[high]:.3f}; "
                 f"spread over seeds at most {spread:.3f}",
                 means[high] - means[low] < 2 * spread,
             )

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup, log_spaced, titles
 from benchmarks.challenges.walks import SCHEDULES, rounded, walk
 from benchmarks.common.landscapes import LANDSCAPES, Landscape, turning_points
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 
 TRUE, EMPIRICAL = LANDSCAPES["wavy"], LANDSCAPES["wavy_sample"]
 START = -0.9
@@ -29,10 +29,10 @@ def measure(setup: Setup, on_progress: OnProgress) -> Facts:
     paths: Facts = {}
     pairs = [(schedule, name) for schedule in SCHEDULES for name in setup.optimizers]
     for number, (schedule, name) in enumerate(pairs):
-        on_progress(f"{CONTENDERS[name].title}, {schedule} rate", number / len(pairs))
+        on_progress(f"{OPTIMIZERS[name].title}, {schedule} rate", number / len(pairs))
         starts = [(START,), *((x,) for x in OTHER_STARTS)]
         positions = walk(
-            TRUE, CONTENDERS[name].make_scratch, rates, starts, setup.sizes.steps,
+            TRUE, OPTIMIZERS[name].make_scratch, rates, starts, setup.sizes.steps,
             schedule=SCHEDULES[schedule],
         )[..., 0]  # fmt: skip
         ends = outcomes_of(positions, minima)
@@ -146,7 +146,7 @@ def findings(facts: Facts) -> list[Finding]:
         span = f" between {its['low']:.2g} and {its['high']:.2g}" if its["rates"] > 1 else ""
         found.append(
             Finding(
-                f"{CONTENDERS[name].title} escapes from the local minimum",
+                f"{OPTIMIZERS[name].title} escapes from the local minimum",
                 f"at {its['rates']} of {count} learning rates{span}; "
                 f"at one rate at most {max(ever)} of {len(facts['other_starts'])} other starts do",
                 None if its["rates"] else False,
@@ -192,7 +192,7 @@ def _solves_the_equation(x: float) -> bool:
 
 def _changes(before: dict[str, int], after: dict[str, int]) -> str:
     return ", ".join(
-        f"{CONTENDERS[name].title} {before[name]} → {number}" for name, number in after.items()
+        f"{OPTIMIZERS[name].title} {before[name]} → {number}" for name, number in after.items()
     )
 
 

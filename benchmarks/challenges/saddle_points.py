@@ -13,10 +13,10 @@ from torch.nn.functional import cross_entropy
 from benchmarks.challenges.lessons import learn
 from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup, known
 from benchmarks.challenges.walks import first_step, rounded, walk
-from benchmarks.common.drawn import seeded_generator
 from benchmarks.common.landscapes import LANDSCAPES, Landscape
 from benchmarks.common.nets import build_net
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
+from benchmarks.common.synthetic import seeded_generator
 
 RATES = (0.01, 0.03, 0.1, 0.3)
 SHOWN_RATE = 0.03  # of the paths
@@ -70,11 +70,11 @@ def _escapes(setup: Setup, landscape: str, on_progress: OnProgress) -> Facts:
     """Steps to escape by optimizer, learning rate and start; NaN: not within the steps given."""
     found: Facts = {}
     for number, name in enumerate(setup.optimizers):
-        contender = CONTENDERS[name]
-        on_progress(f"{LANDSCAPES[landscape].title}, {contender.title}",
+        entry = OPTIMIZERS[name]
+        on_progress(f"{LANDSCAPES[landscape].title}, {entry.title}",
                     0.6 * number / len(setup.optimizers))  # fmt: skip
         positions = walk(
-            LANDSCAPES[landscape], contender.make_scratch, RATES, _starts(landscape),
+            LANDSCAPES[landscape], entry.make_scratch, RATES, _starts(landscape),
             setup.sizes.escape_steps,
         )  # fmt: skip
         steps = first_step(escaped(landscape, positions))
@@ -85,7 +85,7 @@ def _escapes(setup: Setup, landscape: str, on_progress: OnProgress) -> Facts:
 def _path(landscape: Landscape, optimizer: str, steps: int) -> list[list[float]]:
     """One walk from the landscape's own start, as far as its domain goes."""
     positions = walk(
-        landscape, CONTENDERS[optimizer].make_scratch, [SHOWN_RATE], [landscape.start],
+        landscape, OPTIMIZERS[optimizer].make_scratch, [SHOWN_RATE], [landscape.start],
         min(steps, 200),
     )[:, 0, 0]  # fmt: skip
     outside = first_step(~landscape.holds(positions)).item()
@@ -109,7 +109,7 @@ def _noise(setup: Setup) -> Facts:
                 return gradients + scale * noise  # fmt: skip
 
             positions = walk(
-                LANDSCAPES["saddle"], CONTENDERS[name].make_scratch, [NOISY_RATE],
+                LANDSCAPES["saddle"], OPTIMIZERS[name].make_scratch, [NOISY_RATE],
                 [(1.0, 0.0)] * setup.sizes.repeats, 150, bend=bend,
             )  # fmt: skip
             taken = first_step(escaped("saddle", positions))[0]
@@ -134,7 +134,7 @@ def _plateau(setup: Setup, on_progress: OnProgress) -> Facts:
     digits, batches = setup.the_digits(), setup.sizes.batches
     images = digits.train_images[: setup.sizes.images]
     labels = digits.train_labels[: setup.sizes.images]
-    lr = CONTENDERS[PLATEAU_OPTIMIZER].lr
+    lr = OPTIMIZERS[PLATEAU_OPTIMIZER].lr
     found: dict[str, Any] = {
         "net": PLATEAU_NET, "optimizer": PLATEAU_OPTIMIZER, "lr": lr, "learns_below": LEARNS,
         "images": len(labels), "by_batch": {},
@@ -146,7 +146,7 @@ def _plateau(setup: Setup, on_progress: OnProgress) -> Facts:
             on_progress(f"deep net, batches of {batch}", number / len(batches))
             net = build_net(**PLATEAU_NET, seed=seed)
             lesson = learn(
-                net, CONTENDERS[PLATEAU_OPTIMIZER].make_scratch(net.parameters(), lr),
+                net, OPTIMIZERS[PLATEAU_OPTIMIZER].make_scratch(net.parameters(), lr),
                 images, labels, batch_size=batch, steps=setup.sizes.plateau_steps, seed=seed,
                 until=LEARNS,
             )  # fmt: skip
@@ -217,14 +217,14 @@ def findings(facts: Facts) -> list[Finding]:
         steps = by_rate[lr]
         found.append(
             Finding(
-                f"{CONTENDERS[name].title} hardly minds how close to the ridge it starts",
+                f"{OPTIMIZERS[name].title} hardly minds how close to the ridge it starts",
                 f"learning rate {lr}: {steps[near]:.0f} steps from y₀ = 1e-{NEAR}, "
                 f"{steps[far]:.0f} from 1e-{FAR}",
                 bool(steps[far] <= 1.5 * steps[near]),
             )
         )
     through = [
-        CONTENDERS[name].title
+        OPTIMIZERS[name].title
         for name, by_rate in facts["escape_steps"]["monkey"].items()
         if any(known(steps[-1]) for steps in by_rate.values())
     ]
@@ -236,7 +236,7 @@ def findings(facts: Facts) -> list[Finding]:
         )
     )
     crossing = [
-        CONTENDERS[name].title for name, path in facts["paths"]["cubic"].items() if path[-1][0] < 0
+        OPTIMIZERS[name].title for name, path in facts["paths"]["cubic"].items() if path[-1][0] < 0
     ]
     found.append(
         Finding(
@@ -290,7 +290,7 @@ def _findings_of_noise(facts: Facts) -> list[Finding]:
         found.append(
             Finding(
                 "a larger batch leaves the deep net's plateau in as many fewer steps",
-                f"{CONTENDERS[net['optimizer']].title}, B = {small} → {large}: "
+                f"{OPTIMIZERS[net['optimizer']].title}, B = {small} → {large}: "
                 f"{a['median_steps']:.0f} → {b['median_steps']:.0f} steps, "
                 f"{a['images_seen']:,.0f} → {b['images_seen']:,.0f} images",
                 bool(fewer > 0.5 * int(large) / int(small)),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.common.data import Digits
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 
 Facts = dict[str, Any]
 MORE_DATA = (2, 5)  # times as many images as the few
@@ -60,7 +60,7 @@ class Setup:
         return self.digits
 
     def titles(self) -> list[str]:
-        return [CONTENDERS[name].title for name in self.optimizers]
+        return [OPTIMIZERS[name].title for name in self.optimizers]
 
 
 @dataclass(frozen=True)
@@ -91,4 +91,4 @@ def known(value: float | None) -> bool:
 
 
 def titles(names: Iterable[str]) -> str:
-    return ", ".join(CONTENDERS[name].title for name in names) or "nobody"
+    return ", ".join(OPTIMIZERS[name].title for name in names) or "nobody"

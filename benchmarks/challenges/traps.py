@@ -14,8 +14,8 @@ from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup, log_s
 from benchmarks.challenges.walks import rounded, walk
 from benchmarks.common.landscapes import LANDSCAPES
 from benchmarks.common.nets import build_net
-from benchmarks.common.optimizers import CONTENDERS, MakeOptimizer
-from benchmarks.common.variants import AVERAGING, EPS_INSIDE, LOOKALIKES, LR_IN_VELOCITY
+from benchmarks.common.optimizers import OPTIMIZERS, MakeOptimizer
+from benchmarks.common.variants import AVERAGING, EPS_INSIDE, LR_IN_VELOCITY, VARIANTS
 
 GRADIENTS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 EPS = 1e-6  # of the textbook that puts it inside the root (D2L); the same for both here
@@ -28,12 +28,12 @@ ROSENBROCK_STEPS = 500
 
 
 INSIDE: dict[str, MakeOptimizer] = {
-    name: LOOKALIKES[EPS_INSIDE][name] for name in ("adagrad", "rmsprop")
+    name: VARIANTS[EPS_INSIDE][name] for name in ("adagrad", "rmsprop")
 }
 MOMENTA: dict[str, MakeOptimizer] = {
-    "v ← μv + g": CONTENDERS["momentum"].scratch,
-    "v ← μv + (1 − μ)g": LOOKALIKES[AVERAGING]["momentum"],
-    "v ← μv + γg": LOOKALIKES[LR_IN_VELOCITY]["momentum"],
+    "v ← μv + g": OPTIMIZERS["momentum"].scratch,
+    "v ← μv + (1 − μ)g": VARIANTS[AVERAGING]["momentum"],
+    "v ← μv + γg": VARIANTS[LR_IN_VELOCITY]["momentum"],
 }
 
 
@@ -55,7 +55,7 @@ def _constant_gradients() -> Facts:
     for name, inside in INSIDE.items():
         found["moved"][name] = {
             place: [_moved(make, gradient) for gradient in GRADIENTS]
-            for place, make in (("outside", CONTENDERS[name].scratch), ("inside", inside))
+            for place, make in (("outside", OPTIMIZERS[name].scratch), ("inside", inside))
         }
     return found
 
@@ -73,11 +73,11 @@ def _deep_net(setup: Setup) -> Facts:
     """The deep sigmoid net, whose first layers see such small gradients."""
     found: Facts = {"eps": EPS, "net": DEEP_NET, "lr": {}, "loss": {}}
     for name, inside in INSIDE.items():
-        contender = CONTENDERS[name]
-        found["lr"][name] = contender.lr
+        entry = OPTIMIZERS[name]
+        found["lr"][name] = entry.lr
         found["loss"][name] = {
-            place: _losses(setup, DEEP_NET, partial(make, eps=EPS), contender.lr)
-            for place, make in (("outside", contender.scratch), ("inside", inside))
+            place: _losses(setup, DEEP_NET, partial(make, eps=EPS), entry.lr)
+            for place, make in (("outside", entry.scratch), ("inside", inside))
         }
     return found
 
@@ -114,9 +114,9 @@ def _divided_twice(setup: Setup) -> Facts:
     """Cross-entropy is a mean already; dividing by the batch's size again is the bug."""
     found: Facts = {"batch_size": BATCH, "net": DIVIDED_NET, "loss": {}}
     for name in setup.optimizers:
-        contender = CONTENDERS[name]
+        entry = OPTIMIZERS[name]
         found["loss"][name] = {
-            kind: _losses(setup, DIVIDED_NET, contender.make_scratch, contender.lr, scale)
+            kind: _losses(setup, DIVIDED_NET, entry.make_scratch, entry.lr, scale)
             for kind, scale in (("right", 1.0), ("divided", 1 / BATCH))
         }
     return found
@@ -132,7 +132,7 @@ def _clipping(setup: Setup) -> Facts:
         for name in setup.optimizers:
             heights = valley.at(
                 walk(
-                    valley, CONTENDERS[name].make_scratch, rates, [valley.start],
+                    valley, OPTIMIZERS[name].make_scratch, rates, [valley.start],
                     ROSENBROCK_STEPS, bend=bend,
                 )
             )[:, :, 0]  # fmt: skip
@@ -161,7 +161,7 @@ def findings(facts: Facts) -> list[Finding]:
         worst = max(range(len(ratios)), key=ratios.__getitem__)
         found.append(
             Finding(
-                f"{CONTENDERS[name].title}: ε inside or outside the root is all the same",
+                f"{OPTIMIZERS[name].title}: ε inside or outside the root is all the same",
                 f"ε = {EPS:g}: outside moves {ratios[0]:.2f} times as far at gradients of "
                 f"{GRADIENTS[0]:g}, {ratios[worst]:.0f} times at {GRADIENTS[worst]:.0e}",
                 max(ratios) < 1.1,
@@ -171,7 +171,7 @@ def findings(facts: Facts) -> list[Finding]:
         out, inn = (loss[place]["loss"][-1] for place in ("outside", "inside"))
         found.append(
             Finding(
-                f"{CONTENDERS[name].title}: nor does the deep sigmoid net mind where it is",
+                f"{OPTIMIZERS[name].title}: nor does the deep sigmoid net mind where it is",
                 f"training loss at the end {out:.3f} outside, {inn:.3f} inside",
                 abs(out - inn) < 0.1,
             )
@@ -195,7 +195,7 @@ def findings(facts: Facts) -> list[Finding]:
         right, divided = its["right"]["loss"][-1], its["divided"]["loss"][-1]
         found.append(
             Finding(
-                f"{CONTENDERS[name].title} notices a loss divided twice by the batch's size",
+                f"{OPTIMIZERS[name].title} notices a loss divided twice by the batch's size",
                 f"training loss at the end {right:.3g}, divided {divided:.3g}",
                 divided > max(2 * right, right + 0.1),
             )

@@ -17,8 +17,8 @@ from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup
 from benchmarks.challenges.walks import first_step, rounded, walk
 from benchmarks.common.landscapes import LANDSCAPES
 from benchmarks.common.nets import INITIALISATIONS, WIRINGS, build_net, weights_by_layer
-from benchmarks.common.optimizers import CONTENDERS
-from benchmarks.common.trainee import evaluate
+from benchmarks.common.optimizers import OPTIMIZERS
+from benchmarks.common.training import evaluate
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
 FACTOR = (
@@ -62,7 +62,7 @@ def _tanh(setup: Setup) -> Facts:
     found["sgd_in_theory"] = (math.sinh(2 * 4.0) / 4 + 4.0 / 2) / TANH_RATE
     for name in setup.optimizers:
         steps = TANH_STEPS_OF_SGD if name == "sgd" else TANH_STEPS
-        x = walk(LANDSCAPES["tanh"], CONTENDERS[name].make_scratch, [TANH_RATE], [(4.0,)], steps)[
+        x = walk(LANDSCAPES["tanh"], OPTIMIZERS[name].make_scratch, [TANH_RATE], [(4.0,)], steps)[
             :, 0, 0, 0
         ]
         found["by_optimizer"][name] = {
@@ -81,7 +81,7 @@ def _scale(setup: Setup) -> Facts:
         moved = []
         for scale in SCALES:
             x = walk(
-                LANDSCAPES["tanh"], CONTENDERS[name].make_scratch, [TANH_RATE], [(4.0,)],
+                LANDSCAPES["tanh"], OPTIMIZERS[name].make_scratch, [TANH_RATE], [(4.0,)],
                 SCALE_STEPS, bend=partial(torch.mul, torch.tensor(scale)),
             )  # fmt: skip
             moved.append((x[0] - x[-1]).item())
@@ -134,13 +134,13 @@ def _factor(norms: Sequence[float]) -> float:
 def _adam_in_depth(setup: Setup) -> Facts:
     """Adam's first step in the deep sigmoid net: how far the weights of each layer move."""
     digits, sizes = setup.the_digits(), setup.sizes
-    lr = CONTENDERS["adam"].lr
+    lr = OPTIMIZERS["adam"].lr
     found: Facts = {"lr": lr, "eps": EPS, "by_depth": {}}
     for depth in sizes.depths:
         net = build_net("sigmoid", depth, sizes.width, setup.seed)
         layers = [*weights_by_layer(net).values()]
         before = [w.detach().clone() for w in layers]
-        optimizer = CONTENDERS["adam"].make_scratch(net.parameters(), lr)
+        optimizer = OPTIMIZERS["adam"].make_scratch(net.parameters(), lr)
         learn(net, optimizer, digits.train_images[:BATCH], digits.train_labels[:BATCH],
               batch_size=BATCH, steps=1, seed=setup.seed)  # fmt: skip
         gradients = [w.grad for w in layers if w.grad is not None]
@@ -165,7 +165,7 @@ def _rescues(setup: Setup, on_progress: OnProgress) -> Facts:
     for number, (depth, rescue) in enumerate(jobs):
         change = dict(RESCUES[rescue])
         optimizer = change.pop("optimizer", "sgd")
-        make = partial(CONTENDERS[optimizer].scratch, **CONTENDERS[optimizer].options)
+        make = partial(OPTIMIZERS[optimizer].scratch, **OPTIMIZERS[optimizer].options)
         if "eps" in change:
             make = partial(make, eps=change.pop("eps"))
         tries: list[Facts] = []
@@ -200,7 +200,7 @@ def findings(facts: Facts) -> list[Finding]:
                 "SGD needs (sinh(2x)/4 + x/2) / γ steps down tanh from x = 4",
                 f"{steps:.0f} against {theory:.0f}; "
                 + ", ".join(
-                    f"{CONTENDERS[name].title} {its['steps_to_0']:.0f}"
+                    f"{OPTIMIZERS[name].title} {its['steps_to_0']:.0f}"
                     for name, its in tanh.items()
                     if name != "sgd"
                 ),

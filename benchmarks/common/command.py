@@ -269,7 +269,7 @@ def load_shown(
     """Load digits from a directory that the user named, or else the usual one; show how it goes."""
     data_dir, named = find_data_dir(data_dir)
     with bars(console) as shown:
-        drawing = shown.add_task("drawing digits", visible=False)
+        generating = shown.add_task("generating digits", visible=False)
         return load_digits(
             kind,
             data_dir,
@@ -278,7 +278,7 @@ def load_shown(
             test_size,
             named=named,
             announce=lambda text: say(shown.console, text),
-            on_drawn=lambda done, total: shown.update(
-                drawing, completed=done, total=total, visible=True
+            on_generated=lambda done, total: shown.update(
+                generating, completed=done, total=total, visible=True
             ),
         )

@@ -1,4 +1,4 @@
-"""The digits to train on: MNIST, or the drawn stand-in where MNIST cannot be had.
+"""The digits to train on: MNIST, or synthetic digits where MNIST cannot be had.
 
 The whole set lives as tensors on the device, so that a batch is one indexing operation and no
 time is lost to loading workers.
@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common.drawn import drawn_digits
+from benchmarks.common.synthetic import synthetic_digits
 
-KINDS = ("auto", "mnist", "drawn")
+KINDS = ("auto", "mnist", "synthetic")
 MNIST_NAME = "MNIST"
-DRAWN_NAME = "drawn digits (stand-in, not MNIST)"
+SYNTHETIC_NAME = "synthetic digits (not MNIST)"
 DATA_DIR_VARIABLE = "TORCH_SCRATCH_DATA"
 TRAIN_SIZE, TEST_SIZE = 60_000, 10_000
 MEAN, DEVIATION = 0.1307, 0.3081  # of MNIST's pixels, once they are scaled to 0 … 1
@@ -45,7 +45,7 @@ MOST_BYTES = HEADERS["images"] + TRAIN_SIZE * 28 * 28  # of the largest file, de
 LAYOUTS = ("MNIST/raw", "raw", ".")  # where a directory has the files: as torchvision, or nearer
 
 Announce = Callable[[str], None]
-OnDrawn = Callable[[int, int], None]  # images drawn so far, images wanted
+OnGenerated = Callable[[int, int], None]  # images made so far, images wanted
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor]  # training images, labels; test images, labels
 
 
@@ -83,22 +83,22 @@ def load_digits(
     *,
     named: bool = False,
     announce: Announce = print,
-    on_drawn: OnDrawn | None = None,
+    on_generated: OnGenerated | None = None,
 ) -> Digits:
-    """Load digits of a kind: "mnist", "drawn", or "auto" (MNIST if it can be had, else drawn).
+    """Load digits of a kind: "mnist", "synthetic", or "auto" (MNIST if possible, else synthetic).
 
     Args:
         named: the user named `data_dir`. What is not there is then neither downloaded nor replaced
-            by drawn digits, unless those are asked for.
+            by synthetic digits, unless those are asked for.
 
     Raises:
         DataError: the data cannot be had, or are not MNIST's.
     """
     name, arrays = MNIST_NAME, None
-    if kind != "drawn":
+    if kind != "synthetic":
         arrays = _mnist(kind, data_dir, train_size, test_size, named, announce)
     if arrays is None:
-        name, arrays = DRAWN_NAME, _draw(train_size, test_size, on_drawn)
+        name, arrays = SYNTHETIC_NAME, _draw(train_size, test_size, on_generated)
     images, labels, test_images, test_labels = arrays
     return Digits(
         name=name,
@@ -113,14 +113,14 @@ def _as_floats(images: Tensor, device: torch.device) -> Tensor:
     return images.to(device).flatten(1).float().div_(255).sub_(MEAN).div_(DEVIATION)
 
 
-def _draw(train_size: int, test_size: int, on_drawn: OnDrawn | None) -> Arrays:
+def _draw(train_size: int, test_size: int, on_generated: OnGenerated | None) -> Arrays:
     def report(already: int) -> Callable[[int], None] | None:
-        if on_drawn is None:
+        if on_generated is None:
             return None
-        return lambda done: on_drawn(already + done, train_size + test_size)
+        return lambda done: on_generated(already + done, train_size + test_size)
 
-    train = drawn_digits(train_size, 0, "train", report(0))
-    test = drawn_digits(test_size, 0, "test", report(train_size))
+    train = synthetic_digits(train_size, 0, "train", report(0))
+    test = synthetic_digits(test_size, 0, "test", report(train_size))
     return *train, *test
 
 
@@ -135,7 +135,7 @@ def _mnist(
             f"no MNIST in {data_dir}: there is no {wanted}, with or without .gz, nor any other of "
             "its files there or right in that directory; name the directory that has MNIST/raw, or "
             f"none (no --data-dir, no {DATA_DIR_VARIABLE}) to have it downloaded, or choose "
-            "--dataset drawn"
+            "--dataset synthetic"
         )
     if folder is None:
         folder = data_dir / LAYOUTS[0]
@@ -145,16 +145,16 @@ def _mnist(
             if kind == "mnist":
                 raise DataError(
                     f"no MNIST: {problem}; put its four files into {folder}, or choose --dataset "
-                    "drawn"
+                    "synthetic"
                 ) from problem
-            announce(f"No MNIST: {problem}. Going on with {DRAWN_NAME}.")
+            announce(f"No MNIST: {problem}. Going on with {SYNTHETIC_NAME}.")
             return None
     sizes = (train_size, test_size)
     for size, available in zip(sizes, (TRAIN_SIZE, TEST_SIZE), strict=True):
         if size > available:
             raise DataError(
                 f"{size:,} images were asked for, of which MNIST has {available:,}; "
-                "only the drawn digits (--dataset drawn) come in any number"
+                "only the synthetic digits (--dataset synthetic) come in any number"
             )
     images, labels, test_images, test_labels = (_read(folder, name) for name in FILES)
     return (

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common.optimizers import Contender
+from benchmarks.common.optimizers import OptimizerEntry
 from benchmarks.common.shapes import Shape
 
 ENGINES: dict[str, dict[str, bool]] = {
@@ -52,20 +52,20 @@ def cloned(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
     return clones
 
 
-def maker(name: str, contender: Contender, **options: Any) -> Callable[..., torch.optim.Optimizer]:
+def maker(name: str, entry: OptimizerEntry, **options: Any) -> Callable[..., torch.optim.Optimizer]:
     """What makes, for instance, `ours-fused` or `torch-default`, given parameters.
 
     Raises:
         NotImplementedError: there is no such implementation.
     """
     side, _, engine = name.partition("-")
-    make = contender.scratch if side == "ours" else contender.reference
+    make = entry.scratch if side == "ours" else entry.reference
     known = inspect.signature(make).parameters
     wanted = ENGINES[engine]
     if missing := [option for option, on in wanted.items() if on and option not in known]:
         raise NotImplementedError(f"{getattr(make, '__name__', make)} has no {missing[0]}=True")
     chosen = {option: on for option, on in wanted.items() if option in known}
-    return partial(make, **{**contender.options, **options, **chosen})
+    return partial(make, **{**entry.options, **options, **chosen})
 
 
 def share_state(optimizer: torch.optim.Optimizer, shared: dict[tuple[int, str], Tensor]) -> None:
@@ -84,10 +84,10 @@ def share_state(optimizer: torch.optim.Optimizer, shared: dict[tuple[int, str], 
     optimizer.load_state_dict(checkpoint)
 
 
-def state_columns(contender: Contender) -> int:
+def state_columns(entry: OptimizerEntry) -> int:
     """How many numbers of state torch's optimizer keeps for each parameter."""
     (p,) = make_parameters([(3,)], 0, torch.device("cpu"))
-    optimizer = contender.reference([p], lr=LR, **contender.options)
+    optimizer = entry.reference([p], lr=LR, **entry.options)
     optimizer.step()
     return len(state_of(optimizer))
 

@@ -14,7 +14,7 @@ MakeOptimizer = Callable[..., torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
-class Contender:
+class OptimizerEntry:
     """One algorithm, as ours and as torch's, with the learning rate that tells the story."""
 
     title: str
@@ -37,16 +37,18 @@ class Contender:
         return self.reference(parameters, lr=lr, **self.options)
 
 
-CONTENDERS: dict[str, Contender] = {
-    "sgd": Contender("SGD", ours.ScratchSGD, torch.optim.SGD, 0.1, "#E69F00", "o"),
-    "momentum": Contender(
+OPTIMIZERS: dict[str, OptimizerEntry] = {
+    "sgd": OptimizerEntry("SGD", ours.ScratchSGD, torch.optim.SGD, 0.1, "#E69F00", "o"),
+    "momentum": OptimizerEntry(
         "Momentum", ours.ScratchMomentum, torch.optim.SGD, 0.05, "#56B4E9", "s", {"momentum": 0.9}
     ),
-    "adagrad": Contender("AdaGrad", ours.ScratchAdaGrad, torch.optim.Adagrad, 0.01, "#009E73", "^"),
-    "rmsprop": Contender(
+    "adagrad": OptimizerEntry(
+        "AdaGrad", ours.ScratchAdaGrad, torch.optim.Adagrad, 0.01, "#009E73", "^"
+    ),
+    "rmsprop": OptimizerEntry(
         "RMSProp", ours.ScratchRMSProp, torch.optim.RMSprop, 0.001, "#D55E00", "D"
     ),
-    "adam": Contender("Adam", ours.ScratchAdam, torch.optim.Adam, 0.001, "#0072B2", "v"),
-    "adamw": Contender("AdamW", ours.ScratchAdamW, torch.optim.AdamW, 0.001, "#CC79A7", "P"),
+    "adam": OptimizerEntry("Adam", ours.ScratchAdam, torch.optim.Adam, 0.001, "#0072B2", "v"),
+    "adamw": OptimizerEntry("AdamW", ours.ScratchAdamW, torch.optim.AdamW, 0.001, "#CC79A7", "P"),
 }
 DEFAULT_NAMES = ("sgd", "momentum", "adagrad", "rmsprop", "adam")

@@ -57,8 +57,9 @@ def add_data(options: Options, default: str = "auto") -> None:
         "--dataset",
         choices=KINDS,
         default=default,
-        help="mnist insists on MNIST; drawn takes digits drawn by the program itself; auto takes "
-        "MNIST, or drawn digits where MNIST is neither there nor to be downloaded (default: auto)",
+        help="mnist insists on MNIST; synthetic takes digits that the program generates; auto "
+        "takes MNIST, or synthetic digits where MNIST is neither there nor to be downloaded "
+        "(default: auto)",
     )
     add_data_dir(options)
 

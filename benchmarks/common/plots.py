@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from benchmarks.common.nets import TITLES
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 
 Run = dict[str, Any]
 
@@ -70,10 +70,8 @@ def draw_gradient_flow(dataset: str, ours: list[Run]) -> bytes:
             layers = list(norms)
             start = [_numbers(values)[0] for values in norms.values()]
             end = [statistics.median(_numbers(values)[-LAST:]) for values in norms.values()]
-            contender = CONTENDERS[run["optimizer"]]
-            panel.plot(
-                layers, end, color=contender.colour, marker=contender.marker, lw=3, ms=9, alpha=0.9
-            )
+            entry = OPTIMIZERS[run["optimizer"]]
+            panel.plot(layers, end, color=entry.colour, marker=entry.marker, lw=3, ms=9, alpha=0.9)
         panel.plot(layers, start, color="black", lw=3, ls=(0, (2, 1)), marker="o", ms=8)
         _set_title(panel, net, _how_gradients_flow(start))
         panel.set_yscale("log")
@@ -92,7 +90,7 @@ def _nets(runs: list[Run]) -> list[str]:
 def _lines(net: str, ours: list[Run], theirs: list[Run]) -> list[tuple[Run, dict[str, Any]]]:
     """The runs of a net with their looks: ours broad and coloured, twins thin dashes on top."""
     solid = [
-        (run, {"color": CONTENDERS[run["optimizer"]].colour, "lw": 4})
+        (run, {"color": OPTIMIZERS[run["optimizer"]].colour, "lw": 4})
         for run in ours
         if run["net"] == net
     ]
@@ -118,7 +116,7 @@ def _smooth(curve: dict[str, list[Any]]) -> tuple[list[float], list[float]]:
 
 def _who_learns(runs: list[Run]) -> str:
     def names(chosen: list[Run]) -> str:
-        return ", ".join(CONTENDERS[run["optimizer"]].title for run in chosen)
+        return ", ".join(OPTIMIZERS[run["optimizer"]].title for run in chosen)
 
     diverged = [run for run in runs if run["diverged"]]
     stuck = [run for run in runs if not run["diverged"] and run["test_accuracy"] < CHANCE]
@@ -154,7 +152,7 @@ def legend_of(names: Iterable[str], with_markers: bool = False) -> list[Line2D]:
     return [
         Line2D([], [], color=entry.colour, lw=4, label=entry.title,
                marker=entry.marker if with_markers else None, ms=9)
-        for entry in (CONTENDERS[name] for name in dict.fromkeys(names))
+        for entry in (OPTIMIZERS[name] for name in dict.fromkeys(names))
     ]  # fmt: skip
 
 

@@ -143,7 +143,7 @@ class MomentumLrInVelocity(ScratchMomentum):
 
 
 EPS_INSIDE, AVERAGING, LR_IN_VELOCITY = "eps-inside", "averaging", "lr-in-velocity"
-LOOKALIKES: dict[str, dict[str, type[ScratchOptimizer]]] = {
+VARIANTS: dict[str, dict[str, type[ScratchOptimizer]]] = {
     EPS_INSIDE: {
         "adagrad": AdaGradEpsInside,
         "rmsprop": RMSPropEpsInside,
@@ -155,8 +155,8 @@ LOOKALIKES: dict[str, dict[str, type[ScratchOptimizer]]] = {
 }
 
 
-def lookalike(name: str, optimizer: str, options: Options) -> type[ScratchOptimizer] | None:
-    """The look-alike of an optimizer, or None where there is none that differs."""
+def variant_of(name: str, optimizer: str, options: Options) -> type[ScratchOptimizer] | None:
+    """The variant of an optimizer, or None where there is none that differs."""
     if optimizer == "sgd" and not options.get("momentum"):
         return None
-    return LOOKALIKES[name].get(optimizer)
+    return VARIANTS[name].get(optimizer)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks.common.command import Job, Parser, bars, conduct, run, say, whole_number
 from benchmarks.common.implementations import ENGINES
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.option_cases import OPTION_CASES, Options
 from benchmarks.common.options import add_names, add_out, add_seed, check_new, default_out
 from benchmarks.common.record import machine, versions, write_atomically, write_json
@@ -52,7 +52,7 @@ EXAMPLES = f"""examples:
   {PROGRAM} --engines {" ".join(ENGINES)}
   {PROGRAM} --optimizers adam --dtypes float32 --steps 1000
 
-Engines are ours; torch's and look-alikes are always compared. Our fused engine is not among the
+Engines are ours; torch's and variants are always compared. Our fused engine is not among the
 defaults: it compiles for each option and dtype, which takes minutes in all.
 
 
@@ -60,7 +60,7 @@ Ends with status 1 if {", ".join(PROMISED[:-1])} or {PROMISED[-1]} differs in a 
 """
 FACTS = {
     "reference": f"{REFERENCE}: torch.optim with foreach=False, fused=False",
-    "compared": "tensors: every parameter and every state after every step; of look-alikes the "
+    "compared": "tensors: every parameter and every state after every step; of variants the "
     "parameters alone",
     "max_ulps": "the largest distance of two numbers, over all steps, in representable numbers; "
     "2**63 - 1 stands for more than that and for NaN against a number. Small differences of "
@@ -83,7 +83,7 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    choices = {"optimizers": list(CONTENDERS), "dtypes": list(DTYPES), "engines": list(ENGINES)}
+    choices = {"optimizers": list(OPTIMIZERS), "dtypes": list(DTYPES), "engines": list(ENGINES)}
     for option, valid in choices.items():
         default = ", ".join(DEFAULT_ENGINES) if option == "engines" else "all"
         add_names(parser, option, valid, default)
@@ -132,7 +132,7 @@ def _begin(given: argparse.Namespace) -> dict[str, Any]:
     engines = given.engines or list(DEFAULT_ENGINES)
     return {
         "settings": {
-            "optimizers": given.optimizers or list(CONTENDERS),
+            "optimizers": given.optimizers or list(OPTIMIZERS),
             "dtypes": given.dtypes or list(DTYPES),
             "engines": engines,
             "implementations": implementations(engines),
@@ -150,7 +150,7 @@ def _begin(given: argparse.Namespace) -> dict[str, Any]:
 def _cases(given: argparse.Namespace) -> list[Case]:
     """With --quick the first and the last line of each optimizer's table."""
     cases = []
-    for optimizer in given.optimizers or CONTENDERS:
+    for optimizer in given.optimizers or OPTIMIZERS:
         table = OPTION_CASES[optimizer]
         for options in (table[0], table[-1]) if given.quick else table:
             cases += [(optimizer, options, dtype) for dtype in given.dtypes or DTYPES]
@@ -171,7 +171,7 @@ def _compare_all(
             shown.advance(everything)
             if place % dtypes == 0:
                 write_json(out / RESULT, recorded)
-                title = f"{CONTENDERS[row['optimizer']].title}, {row['options']}"
+                title = f"{OPTIMIZERS[row['optimizer']].title}, {row['options']}"
                 step = f"[{place // dtypes}/{len(cases) // dtypes}]"
                 say(shown.console, f"{step} {title}: {summary(rows[-dtypes:])}")
 

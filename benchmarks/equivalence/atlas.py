@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common.implementations import ENGINES, maker
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.option_cases import Options, in_words
-from benchmarks.common.variants import LOOKALIKES, lookalike
+from benchmarks.common.variants import VARIANTS, variant_of
 from torch_scratch_optim.equivalence import (
     FAR,
     Make,
@@ -37,10 +37,10 @@ PROMISED = ("ours-default", "ours-loop", "ours-foreach")  # to have the bits of 
 
 
 def implementations(engines: Sequence[str]) -> list[str]:
-    """What is compared with the reference: our engines, all other ones of torch, look-alikes."""
+    """What is compared with the reference: our engines, all other ones of torch, variants."""
     torchs = [f"torch-{engine}" for engine in ENGINES]
     torchs.remove(REFERENCE)
-    return [f"ours-{engine}" for engine in engines] + torchs + list(LOOKALIKES)
+    return [f"ours-{engine}" for engine in engines] + torchs + list(VARIANTS)
 
 
 def compare_case(
@@ -48,7 +48,7 @@ def compare_case(
 ) -> Row:
     """Compare every implementation of one case with the reference.
 
-    Of look-alikes the parameters alone are compared: some keep another state by design.
+    Of variants the parameters alone are compared: some keep another state by design.
 
     Returns:
         For each implementation the largest distance in ulps, over all steps; where it is not 0,
@@ -71,7 +71,7 @@ def compare_case(
                 random_model(DTYPES[dtype], seed=seed),
                 partial(_give_gradients, dtype, seed),
                 steps=steps,
-                state=name not in LOOKALIKES,
+                state=name not in VARIANTS,
             )
         except NotImplementedError as reason:
             row[UNAVAILABLE][name] = str(reason)
@@ -90,15 +90,15 @@ def compare_case(
 
 
 def _maker(name: str, optimizer: str, options: Options) -> Make | None:
-    """What makes an implementation such as `torch-fused`; None for a look-alike there is not.
+    """What makes an implementation such as `torch-fused`; None for a variant there is not.
 
     Raises:
         NotImplementedError: torch has no such engine for this optimizer.
     """
-    if name in LOOKALIKES:
-        kind = lookalike(name, optimizer, options)
+    if name in VARIANTS:
+        kind = variant_of(name, optimizer, options)
         return None if kind is None else partial(kind, **options)
-    return maker(name, CONTENDERS[optimizer], **options)
+    return maker(name, OPTIMIZERS[optimizer], **options)
 
 
 def _in_short(mismatch: Mismatch) -> str:

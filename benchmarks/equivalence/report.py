@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.common.markdown import table as markdown
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.plots import CAPTION, LABEL, TICK, TITLE, png
 from benchmarks.common.variants import AVERAGING, EPS_INSIDE, LR_IN_VELOCITY
 from benchmarks.equivalence.atlas import FAILED, PROMISED, Row
@@ -107,7 +107,7 @@ def _cells(recorded: Recorded) -> list[list[str]]:
             rows = _rows(recorded, optimizer, dtype)
             if rows:
                 numbers = [_number(_worst(rows, name)) for name in settings["implementations"]]
-                lines.append([CONTENDERS[optimizer].title, dtype, *numbers])
+                lines.append([OPTIMIZERS[optimizer].title, dtype, *numbers])
     return lines
 
 
@@ -150,7 +150,7 @@ def report(recorded: Recorded) -> str:
                 ["optimizer", "options", "dtype", "implementation", "first mismatch", "tensors"],
                 *(
                     [
-                        CONTENDERS[row["optimizer"]].title,
+                        OPTIMIZERS[row["optimizer"]].title,
                         row["options"],
                         row["dtype"],
                         name,
@@ -202,7 +202,7 @@ def draw_atlas(recorded: Recorded) -> bytes:
     )
     panel.set_yticks(
         [y + (1 - GAP) / 2 for y in range(len(optimizers))],
-        [CONTENDERS[name].title for name in optimizers],
+        [OPTIMIZERS[name].title for name in optimizers],
         fontsize=LABEL,
     )
     panel.xaxis.tick_top()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.common.command import Job, Parser, conduct, run, say, whole_number
 from benchmarks.common.memory import peak_extra_bytes
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.options import add_names, add_out, add_seed, check_new, default_out
 from benchmarks.common.record import machine, versions, write_json
 from benchmarks.common.workers import workers
@@ -60,10 +60,10 @@ def measure(optimizer: str, released: bool, width: int, layers: int, seed: int) 
     """Train in this process, and say by how much memory rose in the last step."""
     torch.manual_seed(seed)
     model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
-    contender = CONTENDERS[optimizer]
+    entry = OPTIMIZERS[optimizer]
 
     def make(parameters: list[Tensor]) -> torch.optim.Optimizer:
-        return contender.scratch(parameters, lr=contender.lr, **contender.options)
+        return entry.scratch(parameters, lr=entry.lr, **entry.options)
 
     x = torch.randn(BATCH, width)
     if released:
@@ -103,7 +103,7 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_names(parser, "optimizers", CONTENDERS, "momentum, adamw")
+    add_names(parser, "optimizers", OPTIMIZERS, "momentum, adamw")
     for name, default in (("width", WIDTH), ("layers", LAYERS)):
         parser.add_argument(
             f"--{name}",
@@ -154,7 +154,7 @@ def _apart(**settings: Any) -> dict[str, Any]:
 
 
 def in_words(usual: dict[str, Any], released: dict[str, Any]) -> str:
-    title = CONTENDERS[usual["optimizer"]].title
+    title = OPTIMIZERS[usual["optimizer"]].title
     size = f"{usual['parameters'] / 1e6:.1f} M parameters ({_mib(usual['parameter_bytes'])})"
     before, after = _mib(usual["peak_extra_bytes"]), _mib(released["peak_extra_bytes"])
     return f"{title}, {size}: a step takes {before} more, with gradient release {after}"

@@ -27,13 +27,12 @@ from benchmarks.common.command import (
     run,
     say,
 )
-from benchmarks.common.data import DRAWN_NAME, Digits, find_data_dir
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.data import SYNTHETIC_NAME, Digits, find_data_dir
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.options import check_new, default_out
 from benchmarks.common.reading import text
 from benchmarks.common.record import machine, versions, write_json
-from benchmarks.common.trainee import Plan
-from benchmarks.common.training import train_pair
+from benchmarks.common.training import TrainConfig, train_pair
 from benchmarks.mnist.options import DEFAULTS, PROGRAM, build_parser
 from benchmarks.mnist.report import (
     EXPLANATION,
@@ -62,8 +61,8 @@ def _follow(job: Job) -> int:
     with processes.together(), tempfile.TemporaryDirectory() as dropped:
         content, missing = processes.told_by_the_first()
         digits = _load(content, pick_device(content["settings"]["device"]), job.console)
-        for plan in missing:
-            train_pair(plan, digits, Path(dropped))
+        for config in missing:
+            train_pair(config, digits, Path(dropped))
     return 0
 
 
@@ -90,7 +89,7 @@ def _new_job(out: Path, given: dict[str, Any]) -> dict[str, Any]:
     check_new(out, "; with --resume it goes on" if (out / SETTINGS_FILE).exists() else "")
     data_dir, named = find_data_dir(given.pop("data_dir", None))
     settings = DEFAULTS | given
-    rates = {name: CONTENDERS[name].lr for name in settings["optimizers"]}
+    rates = {name: OPTIMIZERS[name].lr for name in settings["optimizers"]}
     if strangers := [name for name in settings["lr"] if name not in rates]:
         raise CannotRun(f"--lr names {strangers[0]}, which is not among the optimizers to be run")
     settings["lr"] = rates | settings["lr"]
@@ -140,7 +139,7 @@ def _begin(
     if "dataset" not in content:
         content.update(dataset=digits.name, **now)
         # What "auto" came to is kept: a resumed job must not go on with other data.
-        content["settings"]["dataset"] = "drawn" if digits.name == DRAWN_NAME else "mnist"
+        content["settings"]["dataset"] = "synthetic" if digits.name == SYNTHETIC_NAME else "mnist"
         write_json(out / SETTINGS_FILE, content)
     command = f"{PROGRAM} --resume --out {shlex.quote(str(out))}"
     job.kept = f"finished runs are kept. Go on with:\n\n    {command}\n"
@@ -155,10 +154,10 @@ def _begin(
 
 
 def _train_all(out: Path, job: dict[str, Any], digits: Digits, console: Console) -> list[Pair]:
-    plans = list(_plans(job["settings"]))
-    missing = [plan for plan in plans if not _is_done(out, plan)]
-    if len(missing) < len(plans):
-        say(console, f"{len(plans) - len(missing)} of {len(plans)} pairs were finished before")
+    configs = list(_configs(job["settings"]))
+    missing = [config for config in configs if not _is_done(out, config)]
+    if len(missing) < len(configs):
+        say(console, f"{len(configs) - len(missing)} of {len(configs)} pairs were finished before")
     if processes.count() > 1:
         say(console, f"{processes.count()} processes train, each on its part of every batch")
         processes.told_by_the_first((job, missing))
@@ -166,11 +165,11 @@ def _train_all(out: Path, job: dict[str, Any], digits: Digits, console: Console)
     images = len(digits.train_labels)
     with bars(console) as shown:
         everything = shown.add_task(
-            "all", total=sum(plan.epochs * plan.steps_per_epoch(images) for plan in missing)
+            "all", total=sum(config.epochs * config.steps_per_epoch(images) for config in missing)
         )
-        for plan in missing:
-            total, done = plan.epochs * plan.steps_per_epoch(images), 0
-            title = f"{plan.net} {CONTENDERS[plan.optimizer].title}"
+        for config in missing:
+            total, done = config.epochs * config.steps_per_epoch(images), 0
+            title = f"{config.net} {OPTIMIZERS[config.optimizer].title}"
             one = shown.add_task(title, total=total)
 
             def on_steps(steps: int, one: Any = one) -> None:
@@ -180,22 +179,24 @@ def _train_all(out: Path, job: dict[str, Any], digits: Digits, console: Console)
                     shown.advance(one, SHOWN_EVERY)
                     shown.advance(everything, SHOWN_EVERY)
 
-            train_pair(plan, digits, out, on_steps)
+            train_pair(config, digits, out, on_steps)
             shown.remove_task(one)
             shown.advance(everything, total - done // SHOWN_EVERY * SHOWN_EVERY)
             pairs = write_report(out)
             finished = next(
-                pair for pair in pairs if (pair.net, pair.optimizer) == (plan.net, plan.optimizer)
+                pair
+                for pair in pairs
+                if (pair.net, pair.optimizer) == (config.net, config.optimizer)
             )
-            place = f"[{plans.index(plan) + 1}/{len(plans)}]"
+            place = f"[{configs.index(config) + 1}/{len(configs)}]"
             say(shown.console, f"{place} {title}: {_in_a_line(finished)}")
     return pairs
 
 
-def _plans(settings: dict[str, Any]) -> Iterator[Plan]:
+def _configs(settings: dict[str, Any]) -> Iterator[TrainConfig]:
     for net in settings["nets"]:
         for optimizer in settings["optimizers"]:
-            yield Plan(
+            yield TrainConfig(
                 net=net,
                 optimizer=optimizer,
                 lr=settings["lr"][optimizer],
@@ -208,8 +209,8 @@ def _plans(settings: dict[str, Any]) -> Iterator[Plan]:
             )  # fmt: skip
 
 
-def _is_done(out: Path, plan: Plan) -> bool:
-    return is_finished(out, plan.net, plan.optimizer, plan.implementations())
+def _is_done(out: Path, config: TrainConfig) -> bool:
+    return is_finished(out, config.net, config.optimizer, config.implementations())
 
 
 def _in_a_line(pair: Pair) -> str:

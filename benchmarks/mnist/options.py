@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.common.command import Parser, name_among, whole_number
 from benchmarks.common.data import TEST_SIZE, TRAIN_SIZE
 from benchmarks.common.nets import ACTIVATIONS, DEPTH, WIDTH
-from benchmarks.common.optimizers import CONTENDERS, DEFAULT_NAMES
+from benchmarks.common.optimizers import DEFAULT_NAMES, OPTIMIZERS
 from benchmarks.common.options import ABSENT, add_data, add_device, add_names, add_out, add_seed
 from benchmarks.common.reading import positive
 
@@ -57,7 +57,7 @@ def build_parser() -> Parser:
     )
 
     what = parser.add_argument_group("what is trained")
-    add_names(what, "optimizers", CONTENDERS, " ".join(DEFAULT_NAMES))
+    add_names(what, "optimizers", OPTIMIZERS, " ".join(DEFAULT_NAMES))
     add_names(what, "nets", ACTIVATIONS, "both")
     what.add_argument(
         "--depth", type=whole_number("depth"), metavar="N", help=_hint("hidden layers", "depth")
@@ -90,7 +90,7 @@ def build_parser() -> Parser:
         metavar="N",
         help=_hint("images in a batch; the last of an epoch may have fewer", "batch_size"),
     )
-    rates = ", ".join(f"{name}={CONTENDERS[name].lr:g}" for name in CONTENDERS)
+    rates = ", ".join(f"{name}={OPTIMIZERS[name].lr:g}" for name in OPTIMIZERS)
     how.add_argument(
         "--lr",
         nargs="+",
@@ -162,4 +162,4 @@ def _rate(text: str) -> tuple[str, float]:
         rate = 0.0
     if not positive(rate):
         raise argparse.ArgumentTypeError(f"{text!r}: the learning rate must be a positive number")
-    return name_among(CONTENDERS)(name), rate
+    return name_among(OPTIMIZERS)(name), rate

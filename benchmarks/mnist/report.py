@@ -13,11 +13,11 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.common.command import CannotRun
-from benchmarks.common.data import DRAWN_NAME, MNIST_NAME
+from benchmarks.common.data import MNIST_NAME, SYNTHETIC_NAME
 from benchmarks.common.markdown import plain
 from benchmarks.common.markdown import table as markdown
 from benchmarks.common.nets import ACTIVATIONS, describe
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.plots import draw_curves, draw_gradient_flow
 from benchmarks.common.reading import (
     Shape,
@@ -37,7 +37,7 @@ from benchmarks.common.reading import (
     yes_or_no,
 )
 from benchmarks.common.record import RUN_FILE, write_atomically, write_json
-from benchmarks.common.trainee import DIRECTORIES, SCRATCH, TORCH
+from benchmarks.common.training import DIRECTORIES, SCRATCH, TORCH
 
 SETTINGS_FILE = "settings.json"
 RUN_FIELDS = (
@@ -64,7 +64,7 @@ class Pair:
 
     @property
     def title(self) -> str:
-        return CONTENDERS[self.optimizer].title
+        return OPTIMIZERS[self.optimizer].title
 
 
 def is_finished(out: Path, net: str, optimizer: str, implementations: tuple[str, ...]) -> bool:
@@ -75,18 +75,18 @@ def is_finished(out: Path, net: str, optimizer: str, implementations: tuple[str,
 JOB: Shape = {
     "settings": {
         "nets": many(among(ACTIVATIONS), 1),
-        "optimizers": many(among(CONTENDERS), 1),
-        "lr": mapping(among(CONTENDERS), positive),
+        "optimizers": many(among(OPTIMIZERS), 1),
+        "lr": mapping(among(OPTIMIZERS), positive),
         **within_limits(
             "epochs", "batch_size", "train_size", "test_size", "depth", "width", "seed"
         ),
         "device": among(("cpu", "cuda")),
         "foreach": yes_or_no,
         "reference": yes_or_no,
-        "dataset": among(("mnist", "drawn")),
+        "dataset": among(("mnist", "synthetic")),
     },
     "data_dir": perhaps(text),
-    "dataset": among((MNIST_NAME, DRAWN_NAME)),
+    "dataset": among((MNIST_NAME, SYNTHETIC_NAME)),
     "versions": {"torch": text},
     "machine": {"device": text},
 }
@@ -101,7 +101,7 @@ def read_job(out: Path) -> dict[str, Any]:
     """
     job = read_results(out / SETTINGS_FILE, JOB, "a job")
     settings = job["settings"]
-    drawn = settings["dataset"] == "drawn", job["dataset"] == DRAWN_NAME
+    drawn = settings["dataset"] == "synthetic", job["dataset"] == SYNTHETIC_NAME
     if drawn[0] != drawn[1] or any(name not in settings["lr"] for name in settings["optimizers"]):
         raise CannotRun(
             f"{out / SETTINGS_FILE} does not hold a job: its settings do not fit together"
@@ -124,7 +124,7 @@ def _read_run(path: Path, settings: dict[str, Any], **same: str) -> dict[str, An
             **dict.fromkeys(("seconds", "optimizer_ms_per_step"), positive),
             "diverged": yes_or_no,
             "diverged_at_step": perhaps(whole()),
-            "dataset": among((MNIST_NAME, DRAWN_NAME)),
+            "dataset": among((MNIST_NAME, SYNTHETIC_NAME)),
             "twin": perhaps(
                 shaped({"max_abs_loss_difference": numbers, "parameters_equal": yes_or_no})
             ),

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from benchmarks.common.nets import CLASSES, PIXELS
-from benchmarks.common.trainee import evaluate
+from benchmarks.common.training import evaluate
 from benchmarks.reproductions.case import (
     Case,
     Figure,

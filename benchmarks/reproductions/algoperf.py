@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.common.data import DEVIATION, MEAN
 from benchmarks.common.nets import CLASSES, PIXELS
-from benchmarks.common.trainee import evaluate
+from benchmarks.common.training import evaluate
 from benchmarks.reproductions.case import (
     Case,
     Figure,

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
 
-from benchmarks.common.drawn import seeded_generator
+from benchmarks.common.synthetic import seeded_generator
 
 Initialise = Callable[[nn.Linear, Generator], None]
 

@@ -94,7 +94,7 @@ def load_mnist(
         return load_digits("mnist", directory, device, named=named, announce=announce)
     except DataError as problem:
         # There is no such choice here.
-        raise DataError(str(problem).removesuffix(", or choose --dataset drawn")) from problem
+        raise DataError(str(problem).removesuffix(", or choose --dataset synthetic")) from problem
 
 
 def _check(names: Sequence[str], budget: str, cases: Mapping[str, Case]) -> None:

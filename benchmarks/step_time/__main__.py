@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.common.command import Job, Parser, bars, conduct, pick_device, run, say
 from benchmarks.common.implementations import IMPLEMENTATIONS, LR
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.options import (
     add_device,
     add_names,
@@ -75,7 +75,7 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     choices = {
-        "optimizers": list(CONTENDERS),
+        "optimizers": list(OPTIMIZERS),
         "models": list(MODELS),
         "implementations": list(IMPLEMENTATIONS),
     }
@@ -123,7 +123,7 @@ def _begin(given: argparse.Namespace, device: torch.device, effort: Effort) -> d
     models = given.models or list(QUICK_MODELS if given.quick else MODELS)
     return {
         "settings": {
-            "optimizers": given.optimizers or list(CONTENDERS),
+            "optimizers": given.optimizers or list(OPTIMIZERS),
             "models": models,
             "implementations": given.implementations or list(IMPLEMENTATIONS),
             "device": device.type,
@@ -151,7 +151,7 @@ def _measure_all(
     with bars(console) as shown:
         everything = shown.add_task("all", total=len(groups))
         for place, (model, optimizer) in enumerate(groups, start=1):
-            title = f"{MODELS[model].title}, {CONTENDERS[optimizer].title}"
+            title = f"{MODELS[model].title}, {OPTIMIZERS[optimizer].title}"
             one = shown.add_task(title, total=1.0)
 
             def on_progress(stage: str, share: float, one: Any = one, title: str = title) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from benchmarks.common.implementations import ENGINES, SIDES
 from benchmarks.common.markdown import table as markdown
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.plots import CAPTION, LABEL, TICK, TITLE, png
 from benchmarks.step_time.timer import APART, MEASURED, SHARED
 
@@ -91,7 +91,7 @@ def ratio_table(recorded: Recorded) -> str:
         lines.append(
             [
                 recorded["models"][row.model]["title"],
-                CONTENDERS[row.optimizer].title,
+                OPTIMIZERS[row.optimizer].title,
                 row.verdict(),
                 _number(row.ratio_of_bests()),
                 _best(row, "ours"),
@@ -176,7 +176,7 @@ def _all_measurements(recorded: Recorded) -> str:
             lines.append(
                 [
                     recorded["models"][row.model]["title"],
-                    CONTENDERS[row.optimizer].title,
+                    OPTIMIZERS[row.optimizer].title,
                     name,
                     cell["memory"],
                     f"{cell['median_ms']:.3f}",
@@ -201,7 +201,7 @@ def terminal_table(recorded: Recorded) -> Table:
     for row in rows_of(recorded):
         table.add_row(
             recorded["models"][row.model]["title"],
-            CONTENDERS[row.optimizer].title,
+            OPTIMIZERS[row.optimizer].title,
             *(NONE if best is None else f"{best[1]:.3g}" for best in map(row.best, SIDES)),
             _number(row.ratio_of_bests()),
             row.verdict().strip("*"),
@@ -213,7 +213,7 @@ def draw_ratios(recorded: Recorded) -> bytes:
     """Bars of ratios, a group for each set of parameters; below the line at 1 ours is faster."""
     rows = rows_of(recorded)
     models = list(dict.fromkeys(row.model for row in rows))
-    optimizers = [name for name in CONTENDERS if any(row.optimizer == name for row in rows)]
+    optimizers = [name for name in OPTIMIZERS if any(row.optimizer == name for row in rows)]
     width = max(9.0, 1.5 + len(models) * (0.6 + 0.43 * len(optimizers)))
     figure = Figure(figsize=(width, 8), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -228,7 +228,7 @@ def draw_ratios(recorded: Recorded) -> bytes:
         panel.set_title(title, fontsize=TITLE)
     titles = [recorded["models"][model]["title"] for model in models]
     below.set_xticks(range(len(models)), titles, fontsize=LABEL)
-    patches = [Patch(color=CONTENDERS[name].colour, label=CONTENDERS[name].title)
+    patches = [Patch(color=OPTIMIZERS[name].colour, label=OPTIMIZERS[name].title)
                for name in optimizers]  # fmt: skip
     figure.legend(
         handles=patches, loc="outside lower center", ncols=6, fontsize=LABEL, frameon=False,
@@ -257,7 +257,7 @@ def draw_bars(
                 panel.text(x, 0.02, "none", ha="center", va="bottom", rotation=90, color="0.5")
                 continue
             height = min(ratio, TOP)
-            panel.bar(x, height, width * 0.9, color=CONTENDERS[optimizer].colour)
+            panel.bar(x, height, width * 0.9, color=OPTIMIZERS[optimizer].colour)
             foot = 1 if 0.9 < height < 1 else height  # the line must not strike a number out
             panel.text(x, foot + 0.02, f"{ratio:.2f}", ha="center", va="bottom", fontsize=11)
     panel.axhline(1, color="black", lw=2, zorder=3)

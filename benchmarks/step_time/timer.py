@@ -32,7 +32,7 @@ from benchmarks.common.implementations import (
     state_of,
 )
 from benchmarks.common.memory import free_bytes, peak_extra_bytes
-from benchmarks.common.optimizers import CONTENDERS, Contender
+from benchmarks.common.optimizers import OPTIMIZERS, OptimizerEntry
 from benchmarks.common.shapes import Shape
 
 MEASURED, UNAVAILABLE, FAILED = "measured", "not available", "failed"
@@ -142,7 +142,7 @@ class Stopwatch:
         on_progress: OnProgress = lambda stage, share: None,
     ) -> list[Cell]:
         """One cell for each implementation: its times, or the reason why there are none."""
-        columns = state_columns(CONTENDERS[optimizer])
+        columns = state_columns(OPTIMIZERS[optimizer])
         numbers = sum(map(math.prod, shapes))
         one = 4 * numbers * (2 + columns)  # bytes of parameters, gradients and state
         layout = APART if one * len(implementations) <= self._budget() else SHARED
@@ -209,7 +209,7 @@ class Stopwatch:
             # The last one may have the originals.
             own = base if layout == SHARED or name == implementations[-1] else cloned(base)
             try:
-                entrant = _begin(name, CONTENDERS[optimizer], own, self._device)
+                entrant = _begin(name, OPTIMIZERS[optimizer], own, self._device)
             except NotImplementedError as reason:
                 problems[name] = {"status": UNAVAILABLE, "reason": _first_line(reason)}
                 continue
@@ -244,10 +244,10 @@ class Stopwatch:
 
 
 def _begin(
-    name: str, contender: Contender, parameters: list[nn.Parameter], device: torch.device
+    name: str, entry: OptimizerEntry, parameters: list[nn.Parameter], device: torch.device
 ) -> Entrant:
     """An entrant that has taken its first step, timed apart: it makes the state and compiles."""
-    optimizer = maker(name, contender, lr=LR)(parameters)
+    optimizer = maker(name, entry, lr=LR)(parameters)
     entrant = Entrant(name, device, optimizer.step, optimizer)
     entrant.first_step = entrant.time()
     return entrant

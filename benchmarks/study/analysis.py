@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.common.nets import ACTIVATIONS, CLASSES, describe
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.study.statistics import corrected, difference, interval, least_p
 from benchmarks.study.trial import FINAL, SEARCH
 
@@ -113,7 +113,7 @@ def _arena(key: tuple[Any, ...], trials: list[Trial]) -> Facts:
         entry["like_the_best"] = entry is entries[0]
     sensitivities = [
         _sensitivity(name, mine)
-        for name in CONTENDERS
+        for name in OPTIMIZERS
         if (mine := [one for one in searched if one["settings"]["optimizer"] == name])
     ]
     for one in sensitivities:
@@ -145,14 +145,14 @@ def _by_setting(trials: Iterable[Trial]) -> list[list[Trial]]:
 def _setting(trial: Trial) -> tuple[Any, ...]:
     settings = trial["settings"]
     options = tuple(sorted((name, str(number)) for name, number in settings["options"].items()))
-    return ([*CONTENDERS].index(settings["optimizer"]), settings["lr"], options)
+    return ([*OPTIMIZERS].index(settings["optimizer"]), settings["lr"], options)
 
 
 def _entry(runs: list[Trial]) -> Facts:
     settings = runs[0]["settings"]
     return {
         "optimizer": settings["optimizer"],
-        "title": CONTENDERS[settings["optimizer"]].title,
+        "title": OPTIMIZERS[settings["optimizer"]].title,
         "lr": settings["lr"],
         "options": settings["options"],
         "seeds": [run["settings"]["seed"] for run in runs],
@@ -213,7 +213,7 @@ def _sensitivity(optimizer: str, trials: list[Trial]) -> Facts:
     rates = [point["lr"] for point in points]
     return {
         "optimizer": optimizer,
-        "title": CONTENDERS[optimizer].title,
+        "title": OPTIMIZERS[optimizer].title,
         "points": points,
         "best": best,
         "at_edge": best["lr"] in (min(rates), max(rates)),

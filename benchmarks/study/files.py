@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.common.command import CannotRun
 from benchmarks.common.nets import ACTIVATIONS
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.reading import (
     Shape,
     among,
@@ -28,7 +28,7 @@ from benchmarks.study.trial import FINAL, SCHEDULES, SEARCH, TARGETS, TRACKS
 
 STUDY_FILE = "study.json"
 TRIALS = "trials"
-DATASETS = ("mnist", "drawn")
+DATASETS = ("mnist", "synthetic")
 OPTIONS = ("momentum", "beta2", "eps")
 
 MEASURES = ("train", "validation", "test")
@@ -38,7 +38,7 @@ TRIAL: Shape = {
     "track": among(TRACKS),
     "settings": {
         "net": among(ACTIVATIONS),
-        "optimizer": among(CONTENDERS),
+        "optimizer": among(OPTIMIZERS),
         "lr": positive,
         "options": mapping(among(OPTIONS), number),
         "schedule": among(SCHEDULES),

@@ -9,7 +9,7 @@ from typing import Any
 import rich.progress
 
 from benchmarks.common.command import say
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.study.protocol import Cell, Study, expected, missing, wanted, winner_of
 from benchmarks.study.trial import FINAL, SEARCH, Trial
 
@@ -36,7 +36,7 @@ class Progress:
         settings = trial.settings
         cell = Cell(trial.track, settings.net, settings.optimizer)
         if (news := self._news(cell, trial.phase)) is not None:
-            title = f"{settings.net} {CONTENDERS[settings.optimizer].title} ({cell.track})"
+            title = f"{settings.net} {OPTIMIZERS[settings.optimizer].title} ({cell.track})"
             place = f"[{len(self._known)}/{total}]"
             say(self._shown.console, f"{place} {title}: {news}; {self._time_left(total)}")
 

@@ -17,7 +17,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
 from benchmarks.common.nets import weights_by_layer
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.training import shuffled
 from benchmarks.study.trial import (
     FINAL,
@@ -176,7 +176,7 @@ def _beside(value: Any, part: slice, p: Tensor) -> Any:
 
 def stacked_optimizer(parameters: Any, settings: Sequence[Settings]) -> torch.optim.Optimizer:
     """One optimizer for the stacks of the trials with these settings, which share an algorithm."""
-    alone = CONTENDERS[settings[0].optimizer].scratch
+    alone = OPTIMIZERS[settings[0].optimizer].scratch
     assert isinstance(alone, type), "an optimizer is made by its class"
     kind = cast(Any, type(f"Stacked{alone.__name__}", (Stacked, alone), {}))
     keywords = [one.keywords() for one in settings]

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
-from benchmarks.common.data import DRAWN_NAME, Digits
+from benchmarks.common.data import SYNTHETIC_NAME, Digits
 from benchmarks.common.nets import build_net, weights_by_layer
-from benchmarks.common.optimizers import CONTENDERS
-from benchmarks.common.trainee import evaluate
-from benchmarks.common.training import shuffled
+from benchmarks.common.optimizers import OPTIMIZERS
+from benchmarks.common.training import evaluate, shuffled
 
 PROTOCOL = 1  # raised when results of an older version may no longer be mixed with newer ones
 SEARCH, FINAL = "search", "final"
@@ -67,7 +66,7 @@ class Settings:
 
     def keywords(self) -> dict[str, Any]:
         """What the optimizer's constructor is given."""
-        keywords: dict[str, Any] = {"lr": self.lr, **CONTENDERS[self.optimizer].options}
+        keywords: dict[str, Any] = {"lr": self.lr, **OPTIMIZERS[self.optimizer].options}
         options = dict(self.options)
         if self.optimizer in ("adam", "adamw") and options.keys() & {"momentum", "beta2"}:
             keywords["betas"] = (options.pop("momentum", 0.9), options.pop("beta2", 0.999))
@@ -125,7 +124,7 @@ def split(digits: Digits, validation_size: int) -> Split:
 
 
 def dataset_of(digits: Digits) -> str:
-    return "drawn" if digits.name == DRAWN_NAME else "mnist"
+    return "synthetic" if digits.name == SYNTHETIC_NAME else "mnist"
 
 
 @dataclass
@@ -225,7 +224,7 @@ def train(trial: Trial, data: Split, on_step: OnStep = lambda: None) -> dict[str
     """Train one net by itself; returns the `result` of a trial's file."""
     settings = trial.settings
     net = initial_net(settings).to(data.images.device)
-    optimizer = CONTENDERS[settings.optimizer].scratch(net.parameters(), **settings.keywords())
+    optimizer = OPTIMIZERS[settings.optimizer].scratch(net.parameters(), **settings.keywords())
     scheduler = schedule(optimizer, settings)
     seen = Observations(trial)
     watch = Stopwatch(data.images.device)

@@ -10,14 +10,14 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from benchmarks.common.data import DRAWN_NAME, Digits, load_digits
+from benchmarks.common.data import SYNTHETIC_NAME, Digits, load_digits
 from benchmarks.mnist import report
 from benchmarks.mnist.__main__ import main
 from benchmarks.study import report as study_report
 from tests.benchmarks.study_jobs import run_study
 
 Job = Callable[..., int]
-TINY = ("--dataset", "drawn", "--train-size", "300", "--test-size", "100", "--batch-size", "64")
+TINY = ("--dataset", "synthetic", "--train-size", "300", "--test-size", "100", "--batch-size", "64")
 SMALL_NET = ("--depth", "2", "--width", "16")
 
 
@@ -58,8 +58,8 @@ def job(tmp_path: Path, no_pictures: None) -> Job:
 
 @pytest.fixture(scope="session")
 def digits() -> Digits:
-    found = load_digits("drawn", Path("nowhere"), torch.device("cpu"), 300, 100)
-    assert found.name == DRAWN_NAME
+    found = load_digits("synthetic", Path("nowhere"), torch.device("cpu"), 300, 100)
+    assert found.name == SYNTHETIC_NAME
     return found
 
 

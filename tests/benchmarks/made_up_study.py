@@ -43,7 +43,7 @@ def trial(
     settings = {
         "net": net, "optimizer": optimizer, "lr": lr, "options": OPTIONS.get(optimizer, {}),
         "schedule": "constant", "seed": seed, "epochs": 2, "batch_size": 100, "depth": 2,
-        "width": 16, "dataset": "drawn", "train_size": 50_000, "validation_size": 10_000,
+        "width": 16, "dataset": "synthetic", "train_size": 50_000, "validation_size": 10_000,
     }  # fmt: skip
     track = changed.pop("track", "lr")
     return {

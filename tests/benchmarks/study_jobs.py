@@ -9,7 +9,7 @@ from benchmarks.study.__main__ import main
 from tests.benchmarks.files import read
 
 TINY_STUDY = (
-    "--dataset", "drawn", "--train-size", "240", "--test-size", "60", "--batch-size", "50",
+    "--dataset", "synthetic", "--train-size", "240", "--test-size", "60", "--batch-size", "50",
     "--depth", "2", "--width", "8", "--epochs", "1", "--seeds", "2", "--nets", "relu",
     "--optimizers", "sgd", "adam", "--workers", "0",
 )  # fmt: skip

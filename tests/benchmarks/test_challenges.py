@@ -23,7 +23,7 @@ from benchmarks.challenges.walks import SCHEDULES, first_step, walk
 from benchmarks.common.data import Digits, load_digits
 from benchmarks.common.landscapes import LANDSCAPES
 from benchmarks.common.nets import build_net, weights_by_layer
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 
 SMALL = Sizes(
     rates=21, steps=150, escape_steps=160, repeats=40, seeds=2, depths=(5, 20), width=64,
@@ -40,7 +40,7 @@ def silent(stage: str, share: float) -> None:
 @pytest.fixture(scope="module")
 def many_digits() -> Digits:
     return load_digits(
-        "drawn", Path("nowhere"), torch.device("cpu"), SMALL.train_images(), SMALL.test_images
+        "synthetic", Path("nowhere"), torch.device("cpu"), SMALL.train_images(), SMALL.test_images
     )
 
 
@@ -56,9 +56,9 @@ def theory_of(findings: list[Finding]) -> dict[str, bool | None]:
 # Walks
 
 
-@pytest.mark.parametrize("name", list(CONTENDERS))
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_walks_side_by_side_know_nothing_of_each_other(name: str) -> None:
-    valley, make = LANDSCAPES["rosenbrock"], CONTENDERS[name].make_scratch
+    valley, make = LANDSCAPES["rosenbrock"], OPTIMIZERS[name].make_scratch
     starts, rates = [(-1.5, 2.0), (0.3, -0.7)], [1e-4, 1e-3]
     together = walk(valley, make, rates, starts, 10)
     for i, lr in enumerate(rates):
@@ -77,7 +77,7 @@ def test_a_walk_is_what_torchs_optimizer_does_under_its_scheduler() -> None:
         optimizer.step()
         scheduler.step()
     found = walk(
-        LANDSCAPES["wavy"], CONTENDERS["adam"].make_scratch, [0.1], [(-0.9,)], 20,
+        LANDSCAPES["wavy"], OPTIMIZERS["adam"].make_scratch, [0.1], [(-0.9,)], 20,
         schedule=SCHEDULES["cosine"],
     )  # fmt: skip
     assert found[-1].item() == p.item()
@@ -340,7 +340,7 @@ def test_a_lesson_ends_when_enough_is_learnt_or_the_steps_are_over(many_digits: 
 
     def lesson(until: float, steps: int) -> tuple[int, bool]:
         net = build_net("relu", 1, 32)
-        optimizer = CONTENDERS["adam"].make_scratch(net.parameters(), 0.01)
+        optimizer = OPTIMIZERS["adam"].make_scratch(net.parameters(), 0.01)
         found = learn(
             net, optimizer, images, labels, batch_size=50, steps=steps, seed=0, until=until
         )

@@ -17,7 +17,7 @@ from benchmarks.challenges import gallery, vanishing_gradients
 from benchmarks.challenges.__main__ import EXPERIMENTS, OF_ALL, main
 from benchmarks.challenges.keeping import FACTS_FILE, keep, scalars
 from benchmarks.challenges.setup import Sizes
-from benchmarks.common.data import DRAWN_NAME
+from benchmarks.common.data import SYNTHETIC_NAME
 from benchmarks.common.landscapes import LANDSCAPES
 from tests.benchmarks.files import events, read
 from tests.benchmarks.test_layout import ROOT, imported
@@ -27,7 +27,7 @@ TINY = Sizes(
     images=200, epochs=1, few_images=60, few_epochs=10, batches=(16, 32), plateau_steps=12,
     test_images=50,
 )  # fmt: skip
-DRAWN = ("--dataset", "drawn", "--optimizers", "sgd", "adam")
+DRAWN = ("--dataset", "synthetic", "--optimizers", "sgd", "adam")
 RESULTS = ROOT / "benchmarks" / "results" / "challenges"
 
 
@@ -53,7 +53,7 @@ def test_an_experiment_leaves_pictures_facts_and_events(name: str, finished: Pat
     content = read(directory / FACTS_FILE)
     assert content["experiment"] == name
     assert content["optimizers"] == ["sgd", "adam"]
-    assert content["dataset"] == (DRAWN_NAME if EXPERIMENTS[name].needs_digits else None)
+    assert content["dataset"] == (SYNTHETIC_NAME if EXPERIMENTS[name].needs_digits else None)
     assert content["findings"]
     assert str(finished) not in (directory / FACTS_FILE).read_text()
     found = events(directory)

@@ -79,7 +79,7 @@ COMMANDS = {
         "benchmarks.reproductions.running:_run",
     ),
     "challenges": Command(
-        lambda *more: challenges.main(["saddle_points", "--dataset", "drawn", *more], SIZES),
+        lambda *more: challenges.main(["saddle_points", "--dataset", "synthetic", *more], SIZES),
         "benchmarks.challenges.__main__:png",
     ),
     "step_time": Command(
@@ -562,7 +562,9 @@ def test_a_directory_that_was_named_must_hold_mnist(
     }
     said = refused(mains[name], capsys)
     assert complaint in said
-    assert ("choose --dataset drawn" in said) == (name != "reproductions" and "no MNIST" in said)
+    assert ("choose --dataset synthetic" in said) == (
+        name != "reproductions" and "no MNIST" in said
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks.common import data
-from benchmarks.common.data import DRAWN_NAME, MNIST_NAME, DataError, Digits, load_digits
+from benchmarks.common.data import MNIST_NAME, SYNTHETIC_NAME, DataError, Digits, load_digits
 
 IMAGES = {"train": 20, "t10k": 10}
 
@@ -218,8 +218,8 @@ def test_a_directory_that_was_named_is_neither_filled_nor_replaced(
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=f"no MNIST in .*{name}: .*{name}/MNIST/raw/{FIRST}"):
         load_digits(kind, tmp_path / name, torch.device("cpu"), 20, 10, named=True)
-    drawn = load_digits("drawn", tmp_path / name, torch.device("cpu"), 20, 10, named=True)
-    assert drawn.name == DRAWN_NAME
+    drawn = load_digits("synthetic", tmp_path / name, torch.device("cpu"), 20, 10, named=True)
+    assert drawn.name == SYNTHETIC_NAME
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
@@ -237,13 +237,13 @@ def test_without_network_auto_draws_and_leaves_the_folder_alone(tmp_path: Path) 
     said: list[str] = []
     cpu = torch.device("cpu")
     digits = load_digits("auto", tmp_path / "new", cpu, 20, 10, announce=said.append)
-    assert digits.name == DRAWN_NAME
+    assert digits.name == SYNTHETIC_NAME
     assert "not MNIST" in said[-1]
     assert not (tmp_path / "new").exists()
 
 
 def test_without_network_insisting_on_mnist_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"put its four files into .*or choose --dataset drawn"):
+    with pytest.raises(DataError, match=r"put its four files into .*or choose --dataset synthetic"):
         load("mnist", tmp_path)
 
 
@@ -256,7 +256,7 @@ def test_a_host_that_never_answers_is_given_up(
     digits = load("auto", tmp_path)
     took = time.monotonic() - began
     answer.set()
-    assert digits.name == DRAWN_NAME
+    assert digits.name == SYNTHETIC_NAME
     assert took < 5
 
 

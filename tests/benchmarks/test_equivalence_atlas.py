@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks.common.implementations import ENGINES
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.option_cases import OPTION_CASES
-from benchmarks.common.variants import AVERAGING, EPS_INSIDE, LOOKALIKES, LR_IN_VELOCITY, lookalike
+from benchmarks.common.variants import AVERAGING, EPS_INSIDE, LR_IN_VELOCITY, VARIANTS, variant_of
 from benchmarks.equivalence import __main__ as equivalence
 from benchmarks.equivalence import atlas
 from benchmarks.equivalence.__main__ import DEFAULT_ENGINES, main
@@ -66,20 +66,20 @@ def test_everything_is_compared_unless_told_otherwise() -> None:
     parser = equivalence.build_parser()
     cases = equivalence._cases(parser.parse_args([]))
     assert len(cases) == 4 * sum(map(len, OPTION_CASES.values()))
-    assert {case[0] for case in cases} == set(CONTENDERS)
+    assert {case[0] for case in cases} == set(OPTIMIZERS)
     assert {case[2] for case in cases} == set(DTYPES)
     assert equivalence._begin(parser.parse_args([]))["settings"]["steps"] >= 200
 
 
-def test_implementations_are_ours_torchs_and_lookalikes_but_not_the_reference() -> None:
+def test_implementations_are_ours_torchs_and_variants_but_not_the_reference() -> None:
     names = implementations(["loop", "fused"])
     assert names[:2] == ["ours-loop", "ours-fused"]
     assert names[2:5] == ["torch-default", "torch-foreach", "torch-fused"]
-    assert names[5:] == list(LOOKALIKES)
+    assert names[5:] == list(VARIANTS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("optimizer", CONTENDERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_ours_have_the_bits_and_torchs_fused_is_told_apart(optimizer: str, dtype: str) -> None:
     row = compared(optimizer, OPTION_CASES[optimizer][-1], dtype)
     assert row["failed"] == {}
@@ -96,7 +96,7 @@ def test_an_engine_that_is_not_there_is_not_available(monkeypatch: pytest.Monkey
             raise NotImplementedError("fused=True is not supported yet")
         return ScratchAdam(params, **options)
 
-    monkeypatch.setitem(CONTENDERS, "adam", _with_scratch(refuse))
+    monkeypatch.setitem(OPTIMIZERS, "adam", _with_scratch(refuse))
     row = compare_case("adam", {}, "float32", ["loop", "fused"], steps=2, seed=0)
     assert row["not available"] == {"ours-fused": "fused=True is not supported yet"}
     assert "ours-fused" not in row["max_ulps"]
@@ -104,8 +104,8 @@ def test_an_engine_that_is_not_there_is_not_available(monkeypatch: pytest.Monkey
 
 
 def _with_scratch(make: Any) -> Any:
-    contender = CONTENDERS["adam"]
-    return type(contender)(**{**vars(contender), "scratch": make})
+    entry = OPTIMIZERS["adam"]
+    return type(entry)(**{**vars(entry), "scratch": make})
 
 
 @pytest.mark.parametrize("breach", ["differs", "fails"])
@@ -117,7 +117,7 @@ def test_a_broken_promise_ends_with_status_1(
             raise RuntimeError("out of order")
         return ScratchAdam(params, **options | {"eps": 2e-8})
 
-    monkeypatch.setitem(CONTENDERS, "adam", _with_scratch(broken))
+    monkeypatch.setitem(OPTIMIZERS, "adam", _with_scratch(broken))
     assert run("--quick", "--engines", "loop") == 1
     shown = " ".join(capsys.readouterr().out.split())
     if breach == "fails":
@@ -126,7 +126,7 @@ def test_a_broken_promise_ends_with_status_1(
         assert "ours-loop: 136 mismatches (cases: 2, " in shown
 
 
-def test_lookalikes_differ_as_their_formula_says() -> None:
+def test_variants_differ_as_their_formula_says() -> None:
     averaging = compared("momentum", {})
     assert averaging["max_difference"][AVERAGING] > 1e-2
     # The same mathematics as torch's, rounded elsewhere.
@@ -137,11 +137,11 @@ def test_lookalikes_differ_as_their_formula_says() -> None:
     assert compared("adagrad", {}, "float32")["max_difference"][EPS_INSIDE] > 1e-3
 
 
-def test_there_is_a_lookalike_only_where_it_differs() -> None:
-    assert lookalike(AVERAGING, "sgd", {}) is None
-    assert lookalike(AVERAGING, "sgd", {"momentum": 0.9}) is not None
-    assert lookalike(AVERAGING, "adam", {}) is None
-    assert {name for kinds in LOOKALIKES.values() for name in kinds} == set(CONTENDERS)
+def test_there_is_a_variant_only_where_it_differs() -> None:
+    assert variant_of(AVERAGING, "sgd", {}) is None
+    assert variant_of(AVERAGING, "sgd", {"momentum": 0.9}) is not None
+    assert variant_of(AVERAGING, "adam", {}) is None
+    assert {name for kinds in VARIANTS.values() for name in kinds} == set(OPTIMIZERS)
 
 
 def test_gradients_are_drawn_once_and_come_as_copies() -> None:

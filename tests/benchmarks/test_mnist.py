@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import matplotlib as mpl
 import pytest
 
-from benchmarks.common.data import DATA_DIR_VARIABLE, DRAWN_NAME, MNIST_NAME
+from benchmarks.common.data import DATA_DIR_VARIABLE, MNIST_NAME, SYNTHETIC_NAME
 from benchmarks.common.optimizers import DEFAULT_NAMES
 from benchmarks.mnist import __main__ as mnist
 from benchmarks.mnist.__main__ import main
@@ -30,7 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_summary_has_every_run_and_every_pair_of_twins(finished: Path) -> None:
     summary = read(finished / "summary.json")
-    assert summary["dataset"] == DRAWN_NAME
+    assert summary["dataset"] == SYNTHETIC_NAME
     assert summary["settings"]["lr"] == {"momentum": 0.05, "adam": 0.001}
     assert {"torch", "python"} <= set(summary["versions"])
     assert {"cores", "device"} <= set(summary["machine"])
@@ -64,7 +64,7 @@ def test_the_summary_has_every_run_and_every_pair_of_twins(finished: Path) -> No
 
 def test_every_file_says_that_the_digits_are_not_mnist(finished: Path) -> None:
     for path in [*finished.rglob("*.json"), *finished.rglob("*.md")]:
-        assert DRAWN_NAME in path.read_text(), path
+        assert SYNTHETIC_NAME in path.read_text(), path
 
 
 def test_the_pictures_are_pictures(finished: Path) -> None:
@@ -109,7 +109,7 @@ def test_tensorboard_has_every_curve_and_the_settings_beside_them(finished: Path
     plugin = found.summary_metadata["_hparams_/session_start_info"].plugin_data
     assert plugin.plugin_name == "hparams"
     assert b"learning" not in plugin.content
-    for setting in (b"lr", b"batch_size", b"scratch", DRAWN_NAME.encode()):
+    for setting in (b"lr", b"batch_size", b"scratch", SYNTHETIC_NAME.encode()):
         assert setting in plugin.content
     experiment = found.summary_metadata["_hparams_/experiment"].plugin_data.content
     assert b"accuracy/test" in experiment
@@ -120,7 +120,7 @@ def test_the_terminal_shows_tables_and_the_next_command(
 ) -> None:
     assert job(*TWO) == 0
     shown = capsys.readouterr().out
-    assert f"{DRAWN_NAME}: deep ReLU net" in shown
+    assert f"{SYNTHETIC_NAME}: deep ReLU net" in shown
     assert "2 of 2 pairs of twins are equal, bit for bit" in shown
     assert f"tensorboard --logdir {tmp_path / 'job'}\n" in shown
     assert max(map(len, shown.splitlines()[-20:])) <= 80 + len(str(tmp_path))

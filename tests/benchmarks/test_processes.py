@@ -14,7 +14,16 @@ import torch
 from benchmarks.common import processes
 from benchmarks.common.record import read_json
 
-JOB = ["-m", "benchmarks.mnist", "--dataset", "drawn", "--train-size", "300", "--test-size", "100"]
+JOB = [
+    "-m",
+    "benchmarks.mnist",
+    "--dataset",
+    "synthetic",
+    "--train-size",
+    "300",
+    "--test-size",
+    "100",
+]
 JOB += ["--epochs", "1", "--optimizers", "momentum", "adam", "--nets", "relu", "--depth", "2"]
 
 

@@ -1,4 +1,4 @@
-"""Published cases: verdicts, running, resuming, on drawn digits; the figures need MNIST."""
+"""Published cases: verdicts, running, resuming, on synthetic digits; the figures need MNIST."""
 
 from __future__ import annotations
 

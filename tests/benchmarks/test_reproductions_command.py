@@ -24,7 +24,7 @@ from tests.benchmarks.test_reproductions import a_case
 def small_table(
     monkeypatch: pytest.MonkeyPatch, digits: Digits
 ) -> tuple[list[str], dict[str, Case]]:
-    """One case in the place of all; MNIST is the drawn digits."""
+    """One case in the place of all; MNIST is the synthetic digits."""
     calls: list[str] = []
     cases = {"a": a_case(calls), "b": a_case(calls)}
     for module in (command, running):

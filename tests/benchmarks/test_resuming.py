@@ -9,8 +9,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from benchmarks.common.trainee import Plan
-from benchmarks.common.training import train_pair
+from benchmarks.common.training import TrainConfig, train_pair
 from benchmarks.mnist import __main__ as mnist
 from benchmarks.mnist.__main__ import main
 from tests.benchmarks.conftest import Job
@@ -21,15 +20,15 @@ def interrupt_second_pair(monkeypatch: pytest.MonkeyPatch, how: Any) -> list[str
     """Let the second pair be interrupted in the middle; returns the pairs that were begun."""
     begun: list[str] = []
 
-    def interrupted(plan: Plan, digits: Any, out: Path, on_steps: Any) -> None:
-        begun.append(plan.optimizer)
+    def interrupted(config: TrainConfig, digits: Any, out: Path, on_steps: Any) -> None:
+        begun.append(config.optimizer)
 
         def stop_halfway(steps: int) -> None:
             if len(begun) == 2:
                 how()
             on_steps(steps)
 
-        train_pair(plan, digits, out, stop_halfway)
+        train_pair(config, digits, out, stop_halfway)
 
     monkeypatch.setattr(mnist, "train_pair", interrupted)
     return begun

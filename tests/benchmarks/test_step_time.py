@@ -21,7 +21,7 @@ from benchmarks.common.implementations import (
     state_of,
 )
 from benchmarks.common.memory import peak_extra_bytes
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.shapes import MODELS
 from benchmarks.step_time import __main__ as step_time
 from benchmarks.step_time import timer as stopwatch
@@ -60,7 +60,7 @@ def test_the_shapes_are_those_of_the_models(model: str, tensors: int, parameters
 
 
 def test_the_bytes_of_a_step_follow_from_the_state() -> None:
-    found = {name: state_columns(contender) for name, contender in CONTENDERS.items()}
+    found = {name: state_columns(entry) for name, entry in OPTIMIZERS.items()}
     assert found == {"sgd": 0, "momentum": 1, "adagrad": 1, "rmsprop": 1, "adam": 2, "adamw": 2}
 
 
@@ -81,12 +81,12 @@ def test_a_shared_state_is_one_and_the_steps_are_not(name: str) -> None:
     shared: dict[tuple[int, str], torch.Tensor] = {}
     pair = []
     for implementation in ("ours-default", "torch-foreach"):
-        optimizer = maker(implementation, CONTENDERS[name], lr=LR)(parameters)
+        optimizer = maker(implementation, OPTIMIZERS[name], lr=LR)(parameters)
         optimizer.step()
         share_state(optimizer, shared)
         pair.append(optimizer)
     ours, theirs = map(state_of, pair)
-    assert len(ours) == len(SHAPES) * state_columns(CONTENDERS[name])
+    assert len(ours) == len(SHAPES) * state_columns(OPTIMIZERS[name])
     assert [x.data_ptr() for x in ours] == [x.data_ptr() for x in theirs]
     for p in parameters:
         assert pair[0].state[p]["step"] is not pair[1].state[p]["step"]
@@ -95,7 +95,7 @@ def test_a_shared_state_is_one_and_the_steps_are_not(name: str) -> None:
 def test_each_implementation_is_asked_for_by_torchs_arguments() -> None:
     parameters = make_parameters(SHAPES, 0, CPU)
     asked = {
-        name: maker(name, CONTENDERS["adam"], lr=LR)(parameters).defaults
+        name: maker(name, OPTIMIZERS["adam"], lr=LR)(parameters).defaults
         for name in IMPLEMENTATIONS
         if name != "ours-fused"
     }
@@ -109,7 +109,7 @@ def test_each_implementation_is_asked_for_by_torchs_arguments() -> None:
         "torch-fused": (None, True),
     }
     with pytest.raises(NotImplementedError, match="RMSprop has no fused=True"):
-        maker("torch-fused", CONTENDERS["rmsprop"])
+        maker("torch-fused", OPTIMIZERS["rmsprop"])
 
 
 @pytest.mark.parametrize("layout", [APART, SHARED])

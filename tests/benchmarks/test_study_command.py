@@ -25,7 +25,7 @@ def test_every_trial_has_a_file_of_what_it_was_and_what_came_of_it(finished_stud
     for one in found:
         assert set(one) == {"protocol", "phase", "track", "settings", "result"}
         assert one["protocol"] == PROTOCOL
-        assert one["settings"]["dataset"] == "drawn"
+        assert one["settings"]["dataset"] == "synthetic"
         assert (one["settings"]["train_size"], one["settings"]["validation_size"]) == (200, 40)
         assert set(one["result"]["targets"]) == {"0.97", "0.98"}
         assert one["result"]["seconds"] > 0
@@ -36,7 +36,7 @@ def test_the_study_says_what_it_is_and_who_won(finished_study: Path) -> None:
     content = read(finished_study / "study.json")
     assert content["protocol"] == PROTOCOL
     assert content["settings"]["optimizers"] == ["sgd", "adam"]
-    assert content["settings"]["dataset"] == "drawn"
+    assert content["settings"]["dataset"] == "synthetic"
     assert {"machine", "versions"} <= set(content)
     assert [(one["optimizer"], one["track"]) for one in content["winners"]] == [
         ("sgd", "lr"), ("adam", "lr"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.common.command import CannotRun
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.study.protocol import (
     BUDGETS,
     RANGES,
@@ -152,7 +152,7 @@ def test_no_two_trials_have_one_key() -> None:
 
 
 def test_every_contender_is_in_the_study_and_every_budget_is_possible() -> None:
-    assert set(TUNED) == set(CONTENDERS)
+    assert set(TUNED) == set(OPTIMIZERS)
     for budget in BUDGETS.values():
         budget.check()
     deepobs = [BUDGETS["full"].grid.rate(number) for number in range(36)]

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import facts as recorded_facts
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.study.report import write
 from benchmarks.study.report.__main__ import main
 from benchmarks.study.report.page import SIGNS
@@ -125,7 +125,7 @@ def test_both_reports_say_on_what_with_what_and_by_which_command(out: Path) -> N
     for name in ("report.html", "report.md"):
         text = (out / name).read_text(encoding="utf-8")
         for words in (
-            "drawn digits (stand-in, not MNIST)", "An Imaginary Processor", "torch 2.15.0",
+            "synthetic digits (not MNIST)", "An Imaginary Processor", "torch 2.15.0",
             "python -m benchmarks.study --budget quick", LIMITS_TITLE, "Anything about MNIST.",
         ):  # fmt: skip
             assert words in text, (name, words)
@@ -162,7 +162,7 @@ def test_the_readmes_table_is_made_of_the_summary(
     shutil.copytree(out, tmp_path / "study", ignore=shutil.ignore_patterns("trials"))
     monkeypatch.setattr(recorded_facts, "RESULTS", tmp_path)
     table = recorded_facts.study_table()
-    assert "drawn digits" in table
+    assert "synthetic digits" in table
     assert "| relu | 2 = | AdamW | lr\u00a00.001 | 98.00 (97.97 … 98.03) |" in table
     (sgd,) = [line for line in table.splitlines() if line.startswith("| relu | 4 | SGD")]
     assert sgd.endswith("| −1.00 (−1.08 … −0.93) | 0.002 | ∞ | 17 % | 17 % |")
@@ -215,4 +215,4 @@ def test_a_folder_without_a_study_is_refused(
 
 
 def test_every_marker_has_a_sign_on_the_page() -> None:
-    assert {contender.marker for contender in CONTENDERS.values()} <= SIGNS.keys()
+    assert {entry.marker for entry in OPTIMIZERS.values()} <= SIGNS.keys()

@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.common.data import Digits
 from benchmarks.common.nets import build_net
-from benchmarks.common.optimizers import CONTENDERS
-from benchmarks.common.trainee import evaluate
+from benchmarks.common.optimizers import OPTIMIZERS
+from benchmarks.common.training import evaluate
 from benchmarks.study.protocol import TUNED
 from benchmarks.study.stacked import stacked_optimizer, train_stack
 from benchmarks.study.trial import (
@@ -33,7 +33,7 @@ from benchmarks.study.trial import (
 from torch_scratch_optim import ScratchSGD, engines
 
 SETTINGS = Settings(
-    "relu", "adam", 0.01, epochs=2, batch_size=50, depth=2, width=8, dataset="drawn",
+    "relu", "adam", 0.01, epochs=2, batch_size=50, depth=2, width=8, dataset="synthetic",
     train_size=240, validation_size=60,
 )  # fmt: skip
 OPTIONS = {  # of four trials
@@ -127,7 +127,7 @@ def test_a_step_of_a_stack_equals_the_steps_of_its_trials(
     together = stacked_optimizer([stack, bias], settings)
     alone = [[start.clone().requires_grad_(), start[0].clone().requires_grad_()] for _ in settings]
     steppers = [
-        CONTENDERS[optimizer].scratch(parameters, **one.keywords())
+        OPTIMIZERS[optimizer].scratch(parameters, **one.keywords())
         for parameters, one in zip(alone, settings, strict=True)
     ]
     for step in range(5):

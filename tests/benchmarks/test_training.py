@@ -15,19 +15,18 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.common.data import Digits
 from benchmarks.common.nets import build_net, weights_by_layer
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.record import write_json
-from benchmarks.common.trainee import Plan, evaluate
-from benchmarks.common.training import batches, train_pair
+from benchmarks.common.training import TrainConfig, batches, evaluate, train_pair
 
-PLAN = Plan("relu", "adam", 0.001, epochs=2, batch_size=64, depth=2, width=16)
+CONFIG = TrainConfig("relu", "adam", 0.001, epochs=2, batch_size=64, depth=2, width=16)
 
 
-def runs_of(plan: Plan, digits: Digits, out: Path) -> dict[str, dict[str, Any]]:
-    train_pair(plan, digits, out)
+def runs_of(config: TrainConfig, digits: Digits, out: Path) -> dict[str, dict[str, Any]]:
+    train_pair(config, digits, out)
     return {
-        name: json.loads((plan.directory(out, name) / "run.json").read_text())
-        for name in plan.implementations()
+        name: json.loads((config.directory(out, name) / "run.json").read_text())
+        for name in config.implementations()
     }
 
 
@@ -37,19 +36,19 @@ def flaw(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
     def make(parameters: Any, lr: float) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=lr * factor)
 
-    flawed = dataclasses.replace(CONTENDERS["adam"], scratch=make)
-    monkeypatch.setitem(CONTENDERS, "adam", flawed)
+    flawed = dataclasses.replace(OPTIMIZERS["adam"], scratch=make)
+    monkeypatch.setitem(OPTIMIZERS, "adam", flawed)
 
 
-@pytest.mark.parametrize("optimizer", CONTENDERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("foreach", [False, True])
 def test_twins_are_equal_bit_for_bit(
     optimizer: str, foreach: bool, digits: Digits, tmp_path: Path
 ) -> None:
-    plan = dataclasses.replace(
-        PLAN, optimizer=optimizer, lr=CONTENDERS[optimizer].lr, foreach=foreach
+    config = dataclasses.replace(
+        CONFIG, optimizer=optimizer, lr=OPTIMIZERS[optimizer].lr, foreach=foreach
     )
-    runs = runs_of(plan, digits, tmp_path)
+    runs = runs_of(config, digits, tmp_path)
     assert runs["scratch"]["twin"] == {"max_abs_loss_difference": 0, "parameters_equal": True}
     assert runs["scratch"]["curves"]["epochs"] == runs["torch"]["curves"]["epochs"]
     assert runs["scratch"]["train_loss"] < runs["scratch"]["curves"]["epochs"][0]["train_loss"]
@@ -59,7 +58,7 @@ def test_twins_that_differ_are_told_apart(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flaw(monkeypatch, 1.0001)
-    twin = runs_of(PLAN, digits, tmp_path)["scratch"]["twin"]
+    twin = runs_of(CONFIG, digits, tmp_path)["scratch"]["twin"]
     assert 0 < twin["max_abs_loss_difference"] < 0.01
     assert not twin["parameters_equal"]
 
@@ -68,14 +67,14 @@ def test_a_twin_that_diverges_alone_is_not_called_equal(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flaw(monkeypatch, math.inf)
-    runs = runs_of(PLAN, digits, tmp_path)
+    runs = runs_of(CONFIG, digits, tmp_path)
     assert runs["scratch"]["diverged"]
     assert not runs["torch"]["diverged"]
     assert runs["scratch"]["twin"] == {"max_abs_loss_difference": None, "parameters_equal": False}
 
 
 def test_twins_that_diverge_alike_are_equal(digits: Digits, tmp_path: Path) -> None:
-    runs = runs_of(dataclasses.replace(PLAN, optimizer="sgd", lr=1e30), digits, tmp_path)
+    runs = runs_of(dataclasses.replace(CONFIG, optimizer="sgd", lr=1e30), digits, tmp_path)
     for run in runs.values():
         assert run["diverged"]
         assert run["diverged_at_step"] == 2, "the first loss is that of the initial weights"
@@ -85,7 +84,7 @@ def test_twins_that_diverge_alike_are_equal(digits: Digits, tmp_path: Path) -> N
 
 def test_every_epoch_shows_each_image_once_in_a_new_order() -> None:
     labels = torch.zeros(300)
-    first, second = (list(batches(PLAN, epoch, labels)) for epoch in (1, 2))
+    first, second = (list(batches(CONFIG, epoch, labels)) for epoch in (1, 2))
     assert [len(batch) for batch in first] == [64, 64, 64, 64, 44]  # the last one is kept
     assert torch.cat(first).sort().values.tolist() == list(range(300))
     assert not torch.equal(torch.cat(first), torch.cat(second))
@@ -95,7 +94,7 @@ def test_the_order_depends_on_the_seed_and_not_on_the_optimizer() -> None:
     labels = torch.zeros(300)
 
     def order(**changes: Any) -> list[int]:
-        batch, *_ = batches(dataclasses.replace(PLAN, **changes), 1, labels)
+        batch, *_ = batches(dataclasses.replace(CONFIG, **changes), 1, labels)
         return [int(index) for index in batch]
 
     assert order() == order(optimizer="sgd", net="sigmoid", lr=1.0)
@@ -117,9 +116,9 @@ def test_the_initial_weights_are_torchs_default_and_leave_its_generator_alone() 
 def test_gradient_norms_and_updates_are_those_of_the_first_batch(
     digits: Digits, tmp_path: Path
 ) -> None:
-    layers = runs_of(PLAN, digits, tmp_path)["scratch"]["curves"]["layers"]
+    layers = runs_of(CONFIG, digits, tmp_path)["scratch"]["curves"]["layers"]
     net = build_net("relu", depth=2, width=16)
-    batch = next(iter(batches(PLAN, 1, digits.train_labels)))
+    batch = next(iter(batches(CONFIG, 1, digits.train_labels)))
     loss = cross_entropy(net(digits.train_images[batch]), digits.train_labels[batch])
     names, weights = zip(*weights_by_layer(net).items(), strict=True)
     for name, weight, gradient in zip(
@@ -133,14 +132,14 @@ def test_gradient_norms_and_updates_are_those_of_the_first_batch(
 
 
 def test_the_training_loss_is_the_mean_of_ten_steps(digits: Digits, tmp_path: Path) -> None:
-    plan = dataclasses.replace(PLAN, batch_size=25)  # 12 steps in each of two epochs
-    curve = runs_of(plan, digits, tmp_path)["scratch"]["curves"]["training"]
+    config = dataclasses.replace(CONFIG, batch_size=25)  # 12 steps in each of two epochs
+    curve = runs_of(config, digits, tmp_path)["scratch"]["curves"]["training"]
     assert curve["step"] == [10, 20, 24]
     net = build_net("relu", depth=2, width=16)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.001)
     losses = []
     for epoch in (1, 2):
-        for batch in batches(plan, epoch, digits.train_labels):
+        for batch in batches(config, epoch, digits.train_labels):
             optimizer.zero_grad()
             loss = cross_entropy(net(digits.train_images[batch]), digits.train_labels[batch])
             loss.backward()
@@ -155,7 +154,7 @@ def test_evaluation_weighs_every_image_alike(
 ) -> None:
     net = build_net("relu", depth=1, width=16)
     whole = evaluate(net, digits.train_images, digits.train_labels)
-    monkeypatch.setattr("benchmarks.common.trainee.EVALUATION_BATCH", 7)
+    monkeypatch.setattr("benchmarks.common.training.EVALUATION_BATCH", 7)
     assert evaluate(net, digits.train_images, digits.train_labels) == pytest.approx(whole)
     scores = net(digits.train_images)
     assert whole[0] == pytest.approx(cross_entropy(scores, digits.train_labels).item())
@@ -174,9 +173,9 @@ def test_foreach_is_for_ours_alone(
 
         return make
 
-    spied = dataclasses.replace(CONTENDERS["adam"], scratch=spy("ours"), reference=spy("torch"))
-    monkeypatch.setitem(CONTENDERS, "adam", spied)
-    train_pair(dataclasses.replace(PLAN, foreach=True), digits, tmp_path)
+    spied = dataclasses.replace(OPTIMIZERS["adam"], scratch=spy("ours"), reference=spy("torch"))
+    monkeypatch.setitem(OPTIMIZERS, "adam", spied)
+    train_pair(dataclasses.replace(CONFIG, foreach=True), digits, tmp_path)
     assert seen == {"ours": {"lr": 0.001, "foreach": True}, "torch": {"lr": 0.001}}
 
 
@@ -185,7 +184,7 @@ def test_an_interrupted_pair_leaves_no_run(digits: Digits, tmp_path: Path) -> No
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_pair(PLAN, digits, tmp_path, interrupt)
+        train_pair(CONFIG, digits, tmp_path, interrupt)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

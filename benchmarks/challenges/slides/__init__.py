@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.plots import LABEL, TITLE
 
 Pictures = dict[str, Figure]
@@ -22,7 +22,7 @@ def slide(height: float = HEIGHT) -> Figure:
 
 def look(optimizer: str, with_marker: bool = False) -> dict[str, Any]:
     """An optimizer looks the same in every picture."""
-    entry = CONTENDERS[optimizer]
+    entry = OPTIMIZERS[optimizer]
     marker = {"marker": entry.marker, "ms": 9} if with_marker else {}
     return {"color": entry.colour, "lw": 3.5, **marker}
 

@@ -10,7 +10,7 @@ from benchmarks.challenges.setup import Facts
 from benchmarks.challenges.slides import Pictures, label, look, slide
 from benchmarks.challenges.slides.saddle_points import contours
 from benchmarks.common.landscapes import LANDSCAPES
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.plots import finish
 
 
@@ -32,7 +32,7 @@ def _page(key: str, facts: Facts) -> Figure:
         path = torch.tensor(its["path"], dtype=torch.float64)
         xs, ys = path[:, 0], path[:, 1] if path.shape[1] == 2 else torch.tensor(its["height"])
         map_.plot(xs, ys, **{**look(name, with_marker=True), "lw": 2, "ms": 5})
-        map_.plot(xs[-1], ys[-1], "o", ms=14, mfc="none", mec=CONTENDERS[name].colour, mew=3)
+        map_.plot(xs[-1], ys[-1], "o", ms=14, mfc="none", mec=OPTIMIZERS[name].colour, mew=3)
         heights.plot(its["height"], **look(name))
     for minimum in landscape.minima:
         y = minimum[1] if len(minimum) == 2 else landscape.at(torch.tensor(minimum))
@@ -44,8 +44,8 @@ def _page(key: str, facts: Facts) -> Figure:
     label(map_, f"${landscape.formula}$" if len(landscape.formula) < 60 else landscape.title)
     label(heights, "Height", "step")
     handles = [
-        Line2D([], [], color=CONTENDERS[name].colour, lw=4,
-               label=f"{CONTENDERS[name].title} γ = {its['lr']:.2g}")
+        Line2D([], [], color=OPTIMIZERS[name].colour, lw=4,
+               label=f"{OPTIMIZERS[name].title} γ = {its['lr']:.2g}")
         for name, its in by_name.items()
     ]  # fmt: skip
     finish(figure, f"{landscape.title}: each at the best of {len(facts['rates'])} learning rates, "

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from benchmarks.challenges.generalization import DECAY_TITLES, mean_gaps
 from benchmarks.challenges.setup import Facts
 from benchmarks.challenges.slides import Pictures, label, look, slide
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.plots import TICK, finish, legend_of
 
 
@@ -36,7 +36,7 @@ def _turning(facts: Facts) -> Figure:
         panels[2].plot(epochs, [100 * a for a in curve["test_accuracy"]], **look(name))
         at = its["turn"]["at"]
         panels[1].plot(at["step"] / per_epoch, at["test_loss"], "o", mec="black", mew=2, ms=13,
-                       color=CONTENDERS[name].colour, zorder=5)  # fmt: skip
+                       color=OPTIMIZERS[name].colour, zorder=5)  # fmt: skip
     panels[0].set_yscale("log")
     ends = [its["turn"]["end"]["test_loss"] for its in facts["optimizers"].values()]
     panels[1].set_ylim(0.3, 1.25 * max(ends))
@@ -87,8 +87,8 @@ def _colour(cure: str) -> str:
     """Weight decay in the colour of its optimizer, the others in grey."""
     for name, title in DECAY_TITLES.items():
         if cure.startswith(title):
-            return CONTENDERS[name].colour
-    return CONTENDERS["adam"].colour if cure == "none" else "0.55"
+            return OPTIMIZERS[name].colour
+    return OPTIMIZERS["adam"].colour if cure == "none" else "0.55"
 
 
 def _gap(facts: Facts) -> Figure:
@@ -96,7 +96,7 @@ def _gap(facts: Facts) -> Figure:
     panel = figure.subplots()
     gaps = mean_gaps(facts)
     for place, (name, values) in enumerate(gaps.items()):
-        entry = CONTENDERS[name]
+        entry = OPTIMIZERS[name]
         panel.bar(place, statistics.fmean(values), color=entry.colour, width=0.65)
         panel.plot([place] * len(values), values, "o", color="black", ms=9, mfc="none", mew=2)
         accuracy = statistics.fmean(
@@ -104,7 +104,7 @@ def _gap(facts: Facts) -> Figure:
         )
         panel.text(place, 0.02, f"{accuracy:.1%}\ncorrect", ha="center", fontsize=15,
                    color="black", fontweight="bold")  # fmt: skip
-    panel.set_xticks(range(len(gaps)), [CONTENDERS[name].title for name in gaps])
+    panel.set_xticks(range(len(gaps)), [OPTIMIZERS[name].title for name in gaps])
     means = sorted(map(statistics.fmean, gaps.values())) or [math.nan]
     label(panel, f"Gap at equal training loss {facts['equal_loss']:g}: "
           f"{means[0]:.2f} … {means[-1]:.2f}", y="test loss − training loss")  # fmt: skip

@@ -22,7 +22,7 @@ from benchmarks.challenges.local_minima import (
 from benchmarks.challenges.setup import Facts
 from benchmarks.challenges.slides import Pictures, label, look, slide
 from benchmarks.common.landscapes import Landscape
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.plots import LABEL, TICK, TITLE, finish
 
 # Where a walk ends, in greys and hatches: the global minimum alone has the optimizer's colour.
@@ -71,7 +71,7 @@ def _paths(facts: Facts) -> Figure:
         panel.plot(x, TRUE.at(x[:, None]), **{**look(name, with_marker=True), "lw": 1.5}, alpha=0.7)
         panel.plot(x[-1], TRUE.at(x[-1:]), "o", ms=20, mfc="none", mec="black", mew=2.5, zorder=6)
         place = {GLOBAL: "global minimum", LOCAL: "local minimum"}
-        label(panel, f"{CONTENDERS[name].title}, γ = {path['lr']:.2g}:\n"
+        label(panel, f"{OPTIMIZERS[name].title}, γ = {path['lr']:.2g}:\n"
               f"{place.get(path['outcome'], path['outcome'])}")  # fmt: skip
     first, minima = panels[0], facts["minima"]
     _mark_minima(first, facts)
@@ -98,14 +98,14 @@ def _map(facts: Facts, schedules: list[str]) -> Figure:
     panel = figure.subplots()
     for y, (name, schedule) in enumerate(rows):
         for x, outcome in enumerate(outcomes[schedule][name]):
-            fill = FILLS.get(outcome, {"facecolor": CONTENDERS[name].colour})
+            fill = FILLS.get(outcome, {"facecolor": OPTIMIZERS[name].colour})
             panel.add_patch(Rectangle((x, y + 0.06), 1, 0.88, **{"edgecolor": "white", **fill}))
         if len(schedules) > 1:
             panel.text(-0.3, y + 0.5, schedule, ha="right", va="center", fontsize=TICK)
     for place, name in enumerate(names):
         middle, left = (place + 0.5) * len(schedules), -0.5 if len(schedules) == 1 else -5.3
-        panel.text(left, middle, CONTENDERS[name].title, ha="right", va="center", fontsize=TITLE,
-                   fontweight="bold", color=CONTENDERS[name].colour)  # fmt: skip
+        panel.text(left, middle, OPTIMIZERS[name].title, ha="right", va="center", fontsize=TITLE,
+                   fontweight="bold", color=OPTIMIZERS[name].colour)  # fmt: skip
         if place and len(schedules) > 1:
             panel.axhline(place * len(schedules), color="black", lw=1.2)
     panel.set_xlim(0, len(rates))
@@ -129,7 +129,7 @@ def _story(facts: Facts, schedules: list[str]) -> str:
         widest = max(bands["constant"], key=lambda name: bands["constant"][name]["rates"])
         its = bands["constant"][widest]
         return (
-            f"Who finds the global minimum? {CONTENDERS[widest].title} at "
+            f"Who finds the global minimum? {OPTIMIZERS[widest].title} at "
             f"{its['rates']} of {len(facts['rates'])} learning rates"
         )
     total = {s: sum(its["rates"] for its in bands[s].values()) for s in schedules}

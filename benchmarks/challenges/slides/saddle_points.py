@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from benchmarks.challenges.setup import Facts
 from benchmarks.challenges.slides import Pictures, label, look, numbers, slide
 from benchmarks.common.landscapes import LANDSCAPES, Landscape
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.plots import finish, legend_of
 
 BLACK: dict[str, Any] = {"color": "black", "lw": 2.5, "ls": (0, (3, 2))}
@@ -146,7 +146,7 @@ def _noise(facts: Facts) -> Figure:
         panel.set_xscale("log", base=2)
         panel.set_xticks(batches, [str(batch) for batch in batches])
         panel.set_xlim(batches[0] / 2, batches[-1] * 5)
-    story = f"deep net: {CONTENDERS[net['optimizer']].title}, learning rate {net['lr']:g}"
+    story = f"deep net: {OPTIMIZERS[net['optimizer']].title}, learning rate {net['lr']:g}"
     if math.isfinite(medians[0]) and math.isfinite(medians[-1]):
         story += (
             f"; {batches[-1] // batches[0]} × the batch leaves the plateau in "

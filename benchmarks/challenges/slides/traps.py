@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from benchmarks.challenges.setup import Facts
 from benchmarks.challenges.slides import Pictures, label, look, slide
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.plots import TICK, finish, legend_of
 
 DASHES: Any = (0, (2, 1.2))
@@ -65,8 +65,8 @@ def _page(facts: Facts) -> Figure:
         ranking, tops = clipping[f"{kind}_ranking"], []
         for rank, name in enumerate(ranking):
             its = clipping[kind][name]
-            tops.append(f"{CONTENDERS[name].title}\nγ = {its['lr']:.2g}")
-            panel.barh(rank, its["height"], color=CONTENDERS[name].colour, height=0.7)
+            tops.append(f"{OPTIMIZERS[name].title}\nγ = {its['lr']:.2g}")
+            panel.barh(rank, its["height"], color=OPTIMIZERS[name].colour, height=0.7)
             panel.text(1.5 * its["height"], rank, f"{its['height']:.0e}", va="center",
                        fontsize=TICK)  # fmt: skip
         panel.set_xscale("log")
@@ -80,6 +80,6 @@ def _page(facts: Facts) -> Figure:
     finish(
         figure,
         "what looks alike and is not",
-        [*legend_of([n for n in CONTENDERS if n in names]), *black],
+        [*legend_of([n for n in OPTIMIZERS if n in names]), *black],
     )
     return figure

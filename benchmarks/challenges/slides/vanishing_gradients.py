@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from benchmarks.challenges.setup import Facts, known
 from benchmarks.challenges.slides import Pictures, label, look, slide
 from benchmarks.challenges.vanishing_gradients import CHANCE
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.plots import TICK, finish, legend_of
 
 GREYS = ("0.75", "0.55", "0.35", "0.0")
@@ -45,8 +45,8 @@ def _tanh(facts: Facts) -> Figure:
         walks.plot(its["x"], **look(name))
     walks.axhline(0, color="black", lw=1)
     steps = [
-        f"{CONTENDERS[name].title} {its['steps_to_0']:.0f}" if known(its["steps_to_0"])
-        else f"{CONTENDERS[name].title} never"
+        f"{OPTIMIZERS[name].title} {its['steps_to_0']:.0f}" if known(its["steps_to_0"])
+        else f"{OPTIMIZERS[name].title} never"
         for name, its in tanh["by_optimizer"].items()
     ]  # fmt: skip
     label(shape, "tanh x is flat at x = 4", "x")

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.plots import legend_of
 
 SIZE = (5.2, 4.0)  # inches
@@ -45,8 +45,8 @@ def panel(title: str, x: str, y: str, rows: int | None = None) -> tuple[Figure, 
 
 def look(optimizer: str, marker: bool = True) -> dict[str, Any]:
     """The colour and the marker that an optimizer has in every picture."""
-    contender = CONTENDERS[optimizer]
-    return {"color": contender.colour} | ({"marker": contender.marker} if marker else {})
+    entry = OPTIMIZERS[optimizer]
+    return {"color": entry.colour} | ({"marker": entry.marker} if marker else {})
 
 
 def belongs(artists: Sequence[Artist] | Artist, optimizer: str, words: str) -> None:

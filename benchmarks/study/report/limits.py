@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.common.data import DRAWN_NAME
+from benchmarks.common.data import SYNTHETIC_NAME
 from benchmarks.study.statistics import CONFIDENCE, least_p
 
 Facts = dict[str, Any]
@@ -13,7 +13,7 @@ Facts = dict[str, Any]
 def limits(facts: Facts) -> list[str]:
     """One sentence or two for each; those that depend on the run name its numbers."""
     arenas = facts["arenas"]
-    drawn = any(arena["dataset"] == "drawn" for arena in arenas)
+    drawn = any(arena["dataset"] == "synthetic" for arena in arenas)
     seeds = [len(arena["seeds"]) for arena in arenas if arena["ranking"]]
     return [
         *([_DRAWN] if drawn else []),
@@ -25,8 +25,8 @@ def limits(facts: Facts) -> list[str]:
 
 
 _DRAWN = (
-    f"Anything about MNIST. The data are {DRAWN_NAME}: easier, and made by a program. No figure "
-    "here may be set beside a published one."
+    f"Anything about MNIST. The data are {SYNTHETIC_NAME}: easier, and made by a program. No "
+    "figure here may be set beside a published one."
 )
 
 _FROM_ANY_RUN = (

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.study.analysis import Trial
 from benchmarks.study.report import texts
 from benchmarks.study.report.drawing import svg_inline
@@ -70,7 +70,7 @@ def _in_use(facts: Facts) -> dict[str, dict[str, str]]:
     }
     return {
         name: {"title": one.title, "colour": one.colour, "sign": SIGNS[one.marker]}
-        for name, one in CONTENDERS.items()
+        for name, one in OPTIMIZERS.items()
         if name in used
     }
 

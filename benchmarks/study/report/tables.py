@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.common.markdown import plain
 from benchmarks.common.markdown import table as markdown
-from benchmarks.common.optimizers import CONTENDERS
+from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.study.analysis import CLOCKS, TARGETS, Trial, reached, value
 from benchmarks.study.report.words import (
     UNKNOWN,
@@ -125,7 +125,7 @@ def trials_table(trials: Iterable[Trial]) -> Table:
         rows.append(
             [
                 settings["net"],
-                CONTENDERS[settings["optimizer"]].title,
+                OPTIMIZERS[settings["optimizer"]].title,
                 trial["phase"],
                 trial["track"],
                 settings["schedule"],
@@ -146,7 +146,7 @@ def trials_table(trials: Iterable[Trial]) -> Table:
 
 def _place(trial: Trial) -> tuple[Any, ...]:
     settings = trial["settings"]
-    optimizer = [*CONTENDERS].index(settings["optimizer"])
+    optimizer = [*OPTIMIZERS].index(settings["optimizer"])
     return (
         settings["net"], trial["track"], trial["phase"], optimizer, settings["lr"],
         settings["seed"], str(settings["options"]),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.command import CannotRun
-from benchmarks.common.data import DRAWN_NAME, MNIST_NAME
+from benchmarks.common.data import MNIST_NAME, SYNTHETIC_NAME
 from benchmarks.common.markdown import plain
 from benchmarks.common.reading import Shape, among, read_results, text, whole
 from benchmarks.common.record import provenance, write_atomically, write_json
@@ -20,7 +20,7 @@ from benchmarks.study.report.paper import paper
 from benchmarks.study.report.texts import sections
 
 PAGE, PAPER, SUMMARY, FIGURES = "report.html", "report.md", "summary.json", "figures"
-DATA = {"mnist": MNIST_NAME, "drawn": DRAWN_NAME}
+DATA = {"mnist": MNIST_NAME, "synthetic": SYNTHETIC_NAME}
 STUDY: Shape = {
     "protocol": whole(),
     "settings": {"budget": among(BUDGETS)},

@@ -74,7 +74,7 @@ STYLES: dict[int, list[str]] = {
 }
 
 
-def drawn_digits(
+def synthetic_digits(
     count: int,
     seed: int = 0,
     split: str = "train",
