@@ -1,7 +1,11 @@
-"""The one table of cases, and the twins that every test of equality compares."""
+"""The one table of cases: optimizers × options × engines × devices, and what is compared in each.
+
+A test takes from it what it needs: ``@each_case``, ``@each_engine``, tensors on `DEVICE`.
+"""
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -48,10 +52,40 @@ class Case:
         return twin(params, **({"foreach": False} | defaults | self.options | more))
 
 
+# Optimizers × options.
 TABLE = {name: OPTION_CASES[name.lower()] for name in PAIRS}
 CASES = [Case(optimizer, options) for optimizer, table in TABLE.items() for options in table]
+DEFAULTS = [Case(optimizer) for optimizer in TABLE]
+# Of each optimizer the case with the most options.
+RICHEST = [Case(optimizer, table[-1]) for optimizer, table in TABLE.items()]
+# One without step counts, whose first step is another, and one with, which takes a root.
+TWO = [Case("Momentum", {"lr": 0.1, "weight_decay": 0.1}), Case("Adam", {"lr": 0.1})]
+
+LINEAR = ("SGD", "Momentum")
+COUNTING = ("AdaGrad", "RMSProp", "Adam", "AdamW")
+ADAMS = ("Adam", "AdamW")
+
+# Engines: those that have the bits of torch's loop on every device, and the one that has those of
+# IEEE arithmetic on a CPU.
+LOOPS: dict[str, dict[str, Any]] = {
+    "loop": {"foreach": False},
+    "foreach": {"foreach": True},
+    "default": {},
+}
+ENGINES: dict[str, dict[str, Any]] = LOOPS | {"fused": {"fused": True}}
+
+# The device of all tensors here: `--device`.
+DEVICE = torch.device(os.environ.get("TORCH_SCRATCH_TEST_DEVICE", "cpu"))
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+each_optimizer = pytest.mark.parametrize("case", DEFAULTS, ids=str)
+each_richest = pytest.mark.parametrize("case", RICHEST, ids=str)
+each_of_two = pytest.mark.parametrize("case", TWO, ids=str)
+loop_and_foreach = pytest.mark.parametrize("foreach", [False, True], ids=["loop", "foreach"])
+each_loop = pytest.mark.parametrize("engine", LOOPS.values(), ids=LOOPS)
+each_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
 
 
 def parameters(dtype: torch.dtype = torch.float32, *, seed: int = 0) -> list[Tensor]:
@@ -62,7 +96,7 @@ def parameters(dtype: torch.dtype = torch.float32, *, seed: int = 0) -> list[Ten
     random = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random, dtype=torch.float64).to(dtype)
+        return torch.randn(shape, generator=random, dtype=torch.float64).to(DEVICE, dtype)
 
     made = [
         normal(7, 5),
@@ -94,7 +128,7 @@ def give_gradients(*twins: list[Tensor], step: int) -> None:
         dtype = torch.complex128 if same[0].is_complex() else torch.float64
         gradient = torch.randn(same[0].shape, generator=random, dtype=dtype)
         for p in same:
-            p.grad = gradient.to(p.dtype, copy=True)
+            p.grad = gradient.to(p.device, p.dtype, copy=True)
 
 
 def train(*optimizers: Optimizer, steps: range) -> Iterator[int]:
@@ -142,13 +176,13 @@ def assert_close_state(ours: Optimizer, loop: Optimizer) -> None:
 def models(dtype: torch.dtype) -> list[Tensor]:
     """Small tensors that are packed, and two that are large enough for lanes of their own."""
     random = torch.Generator().manual_seed(7)
-    large = [torch.randn(size, generator=random).to(dtype) for size in (5000, 20_000)]
+    large = [torch.randn(size, generator=random).to(DEVICE, dtype) for size in (5000, 20_000)]
     return [*parameters(dtype), *(p.requires_grad_() for p in large)]
 
 
 # Two classes, told by a net so small that a test can train it.
-IMAGES = torch.linspace(-1, 1, 32 * 8).view(32, 8)
-LABELS = torch.arange(32) % 2
+IMAGES = torch.linspace(-1, 1, 32 * 8).view(32, 8).to(DEVICE)
+LABELS = (torch.arange(32) % 2).to(DEVICE)
 
 
 def small_net(*widths: int) -> nn.Sequential:
@@ -158,7 +192,7 @@ def small_net(*widths: int) -> nn.Sequential:
     with torch.no_grad():
         for p in made.parameters():
             p.copy_(torch.linspace(-1, 1, p.numel()).view_as(p))
-    return made
+    return made.to(DEVICE)
 
 
 with_torchs_arithmetic = pytest.mark.skipif(

@@ -1,6 +1,6 @@
 """capturable=True: a step that reads no number on the host, so that a CUDA graph can hold it.
 
-No GPU is needed for most of it: a CPU is declared to be a device that can be captured.
+No GPU is needed: a CPU is declared to be a device that can be captured.
 """
 
 from __future__ import annotations
@@ -14,12 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_scratch_optim import optimizer
+from .cases import CASES, Case, each_case, each_optimizer, give_gradients, leaves, parameters, train
 
-from .cases import CASES, PAIRS, Case, give_gradients, leaves, parameters, train
-
-by_name = pytest.mark.parametrize("case", CASES, ids=str)
-each_optimizer = pytest.mark.parametrize("case", [Case(n) for n in PAIRS], ids=str)
 IN_TORCH = ("RMSProp", "Adam", "AdamW")
 
 
@@ -54,9 +50,9 @@ def start() -> list[Tensor]:
     return parameters(torch.float64)
 
 
-@by_name
+@each_case
 @pytest.mark.usefixtures("cpu_can_capture")
-def test_a_captured_step_is_the_ordinary_one_and_reads_no_number(case: Case) -> None:
+def test_capturable_step_is_the_ordinary_one_and_reads_no_number(case: Case) -> None:
     captured = case.ours(start(), capturable=True)
     plain = case.ours(start())
     for step in train(plain, captured, steps=range(10)):
@@ -72,7 +68,7 @@ def test_a_captured_step_is_the_ordinary_one_and_reads_no_number(case: Case) -> 
 
 
 @each_optimizer
-def test_the_guard_notices_a_step_that_reads_a_number(case: Case) -> None:
+def test_capturable_guard_notices_a_step_that_reads_a_number(case: Case) -> None:
     plain = case.ours(start(), lr=torch.tensor(0.01))
     with NothingIsRead(), pytest.raises(AssertionError, match="a number was read"):
         next(train(plain, steps=range(1)))
@@ -80,7 +76,7 @@ def test_the_guard_notices_a_step_that_reads_a_number(case: Case) -> None:
 
 @each_optimizer
 @pytest.mark.usefixtures("cpu_can_capture")
-def test_single_precision_and_a_rate_of_one_element_are_captured_too(case: Case) -> None:
+def test_capturable_float32_and_a_rate_of_one_element(case: Case) -> None:
     captured = case.ours(parameters(), capturable=True, lr=torch.tensor([0.01]))
     plain = case.ours(parameters(), lr=0.01)
     for _ in train(captured, plain, steps=range(10)):
@@ -93,7 +89,7 @@ def test_single_precision_and_a_rate_of_one_element_are_captured_too(case: Case)
 
 @each_optimizer
 @pytest.mark.usefixtures("cpu_can_capture")
-def test_sparse_gradients_are_not_captured(case: Case) -> None:
+def test_capturable_refuses_sparse_gradients(case: Case) -> None:
     sparse = [nn.Parameter(torch.ones(3)) for _ in range(2)]
     for p in sparse:
         p.grad = torch.ones(3).to_sparse()
@@ -104,7 +100,7 @@ def test_sparse_gradients_are_not_captured(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [Case("Adam"), Case("AdamW")], ids=str)
-def test_fused_and_capturable_run_together_as_with_torch(case: Case) -> None:
+def test_capturable_and_fused_run_together_as_with_torch(case: Case) -> None:
     ours = case.ours(start(), capturable=True, fused=True)
     theirs = case.torchs(start(), capturable=True, fused=True, foreach=None)
     for step in range(5):
@@ -119,7 +115,7 @@ def test_fused_and_capturable_run_together_as_with_torch(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.optimizer in IN_TORCH], ids=str)
 @pytest.mark.usefixtures("cpu_can_capture")
-def test_it_is_torchs_capturable_up_to_rounding(case: Case) -> None:
+def test_capturable_is_torchs_up_to_rounding(case: Case) -> None:
     ours = case.ours(start(), capturable=True)
     theirs = case.torchs(start(), capturable=True)
     for _ in train(ours, theirs, steps=range(10)):
@@ -127,7 +123,7 @@ def test_it_is_torchs_capturable_up_to_rounding(case: Case) -> None:
 
 
 @each_optimizer
-def test_on_a_cpu_it_is_refused_as_by_torch(case: Case) -> None:
+def test_capturable_is_refused_on_a_cpu_as_by_torch(case: Case) -> None:
     ours = case.ours(start(), capturable=True)
     complaint = "If capturable=True, params and state_steps must be on supported devices"
     for _ in range(2):
@@ -142,7 +138,7 @@ def test_on_a_cpu_it_is_refused_as_by_torch(case: Case) -> None:
 
 @each_optimizer
 @pytest.mark.usefixtures("cpu_can_capture")
-def test_a_run_may_become_capturable_through_a_checkpoint(case: Case) -> None:
+def test_capturable_run_may_begin_with_a_checkpoint(case: Case) -> None:
     plain, captured = case.ours(start()), case.ours(start(), capturable=True)
     for _ in train(plain, captured, steps=range(3)):
         pass
@@ -156,7 +152,7 @@ def test_a_run_may_become_capturable_through_a_checkpoint(case: Case) -> None:
 
 @each_optimizer
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-def test_a_graph_replays_what_an_eager_step_does(case: Case) -> None:
+def test_capturable_graph_replays_what_an_eager_step_does(case: Case) -> None:
     def on_gpu() -> list[Tensor]:
         return [nn.Parameter(p.detach().cuda()) for p in start()]
 
@@ -182,11 +178,11 @@ def test_a_graph_replays_what_an_eager_step_does(case: Case) -> None:
 
 
 @each_optimizer
-def test_capturing_what_is_not_capturable_is_refused(
+def test_capturable_false_is_refused_during_capture(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = case.ours(start())
-    monkeypatch.setattr(optimizer, "is_capturing", lambda: True)
+    monkeypatch.setattr("torch_scratch_optim.optimizer.is_capturing", lambda: True)
 
     def step() -> None:
         next(train(ours, steps=range(1)))
@@ -199,24 +195,3 @@ def test_capturing_what_is_not_capturable_is_refused(
             step()
     else:
         step()  # plain SGD counts nothing and keeps nothing
-
-
-@each_optimizer
-def test_gradscaler_leaves_its_work_to_fused_and_capturable_steps_as_with_torch(case: Case) -> None:
-    def leaf() -> Tensor:
-        return torch.linspace(1, 2, 5).requires_grad_()
-
-    scaled = case.ours([p := leaf()], capturable=True, fused=True)
-    plain = case.ours([q := leaf()])
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    scale = scaler.scale(torch.ones(()))
-    for step in range(4):
-        slope = torch.linspace(-1, 3, 5) * (torch.inf if step == 1 else step + 1.0)
-        p.grad, q.grad = slope * scale, slope
-        assert scaled._step_supports_amp_scaling
-        scaler.step(scaled)
-        scaler.update(1024.0)
-        if step != 1:
-            assert torch.equal(p.grad, slope * scale)  # the scaler has left it
-            plain.step()
-        torch.testing.assert_close(p, q)  # numbers that are tensors round by themselves

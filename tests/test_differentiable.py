@@ -10,10 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.optim import Optimizer
 
-from .cases import CASES, PAIRS, Case
-
-by_name = pytest.mark.parametrize("case", CASES, ids=str)
-each_optimizer = pytest.mark.parametrize("case", [Case(n) for n in PAIRS], ids=str)
+from .cases import CASES, Case, each_case, each_optimizer
 
 
 def torch_is_right(case: Case) -> bool:
@@ -39,15 +36,15 @@ def inputs() -> tuple[Tensor, Tensor]:
     return start, slope
 
 
-@by_name
-def test_derivatives_are_right(case: Case) -> None:
+@each_case
+def test_differentiable_derivatives_are_right(case: Case) -> None:
     start, slope = inputs()
     assert gradcheck(lambda a, b: trained(case, a, b, ours=True), (start, slope))
     assert gradgradcheck(lambda a, b: trained(case, a, b, ours=True), (start, slope))
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if torch_is_right(c)], ids=str)
-def test_derivatives_are_torchs(case: Case) -> None:
+def test_differentiable_derivatives_are_torchs(case: Case) -> None:
     start, slope = inputs()
     mine, theirs = (trained(case, start, slope, ours) for ours in (True, False))
     # torch corrects Adam's bias in float32 here, where 1 - 0.999 has few digits.
@@ -61,7 +58,7 @@ def test_derivatives_are_torchs(case: Case) -> None:
 
 
 @each_optimizer
-def test_the_learning_rate_can_be_differentiated(case: Case) -> None:
+def test_differentiable_by_the_learning_rate(case: Case) -> None:
     start, slope = (tensor.detach() for tensor in inputs())
 
     def by_rate(lr: Tensor) -> Tensor:
@@ -71,7 +68,7 @@ def test_the_learning_rate_can_be_differentiated(case: Case) -> None:
 
 
 @each_optimizer
-def test_values_are_those_of_an_ordinary_step(case: Case) -> None:
+def test_differentiable_values_are_those_of_an_ordinary_step(case: Case) -> None:
     start, slope = (tensor.detach() for tensor in inputs())
     ordinary = start.clone().requires_grad_()
     optimizer = case.ours([ordinary])
@@ -83,14 +80,14 @@ def test_values_are_those_of_an_ordinary_step(case: Case) -> None:
     torch.testing.assert_close(mine, ordinary.detach())
 
 
-def test_a_learning_rate_of_zero_moves_nothing() -> None:
+def test_differentiable_with_a_learning_rate_of_zero_moves_nothing() -> None:
     # torch's Adam divides by the learning rate, and gives NaN where a gradient is zero.
     start = torch.ones(3, dtype=torch.float64)
     after = trained(Case("Adam"), start, torch.tensor([0.0, 1.0, -1.0]).double(), True, lr=0.0)
     assert torch.equal(after, start)
 
 
-def test_a_leaf_is_refused_in_torchs_words() -> None:
+def test_differentiable_refuses_a_leaf_in_torchs_words() -> None:
     for make in (Case("Adam").ours, Case("Adam").torchs):
         p = torch.ones(3, requires_grad=True)
         optimizer = make([p], differentiable=True)

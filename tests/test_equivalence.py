@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,26 +15,22 @@ from torch_scratch_optim import engines
 from .cases import (
     CASES,
     FLOATS,
-    PAIRS,
     Case,
     assert_equal_state,
-    give_gradients,
+    each_case,
+    each_optimizer,
     leaves,
+    loop_and_foreach,
     parameters,
-    torchs_adagrad_makes_state_late,
     train,
 )
 
 STEPS = range(50)
-DEFAULTS = [Case(name) for name in PAIRS]
-by_name = pytest.mark.parametrize("case", CASES, ids=str)
-each_optimizer = pytest.mark.parametrize("case", DEFAULTS, ids=str)
-both_engines = pytest.mark.parametrize("foreach", [False, True], ids=["loop", "foreach"])
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@both_engines
-@by_name
+@loop_and_foreach
+@each_case
 def test_every_step_has_the_bits_of_torchs(case: Case, foreach: bool, dtype: torch.dtype) -> None:
     ours = case.ours(parameters(dtype), foreach=foreach)
     theirs = case.torchs(parameters(dtype))
@@ -41,7 +38,7 @@ def test_every_step_has_the_bits_of_torchs(case: Case, foreach: bool, dtype: tor
         assert_equal_state(ours, theirs, f"step {step}")
 
 
-@both_engines
+@loop_and_foreach
 @pytest.mark.parametrize("case", [c for c in CASES if "weight_decay" not in c.options], ids=str)
 def test_complex_parameters_have_the_bits_of_torchs(case: Case, foreach: bool) -> None:
     ours = case.ours(parameters(torch.complex64), foreach=foreach)
@@ -50,7 +47,7 @@ def test_complex_parameters_have_the_bits_of_torchs(case: Case, foreach: bool) -
         assert_equal_state(ours, theirs, f"step {step}")
 
 
-@both_engines
+@loop_and_foreach
 @pytest.mark.parametrize("case", [c for c in CASES if "weight_decay" in c.options], ids=str)
 def test_complex_weight_decay_has_the_bits_of_one_of_torchs(case: Case, foreach: bool) -> None:
     # torch itself has two answers for g + λθ. Its loop multiplies complex numbers, which rounds
@@ -63,7 +60,7 @@ def test_complex_weight_decay_has_the_bits_of_one_of_torchs(case: Case, foreach:
         assert_equal_state(ours, theirs, f"step {step}")
 
 
-@both_engines
+@loop_and_foreach
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize(
     "case",
@@ -111,7 +108,7 @@ def test_gradients_laid_out_otherwise_than_their_parameter_change_nothing(case: 
         assert_equal_state(ours, theirs)
 
 
-@both_engines
+@loop_and_foreach
 @each_optimizer
 def test_a_network_trains_to_the_same_losses(case: Case, foreach: bool) -> None:
     def losses(make: Callable[..., Optimizer]) -> list[float]:
@@ -155,39 +152,6 @@ def test_tensor_betas_have_the_bits_of_torchs() -> None:
         assert_equal_state(ours, theirs, f"step {step}")
 
 
-@both_engines
-@each_optimizer
-def test_parameter_groups_keep_their_own_options(case: Case, foreach: bool) -> None:
-    def groups() -> list[dict[str, object]]:
-        first, *rest = parameters()
-        return [{"params": [first], "lr": 0.5, "weight_decay": 0.2}, {"params": rest}]
-
-    ours, theirs = case.ours(groups(), foreach=foreach), case.torchs(groups())
-    for step in train(ours, theirs, steps=range(10)):
-        assert_equal_state(ours, theirs, f"step {step}")
-    if case.optimizer == "AdaGrad" and not torchs_adagrad_makes_state_late():
-        return  # torch 2.11 fails at the next step
-    for optimizer in (ours, theirs):
-        late = parameters(seed=1)
-        optimizer.add_param_group({"params": late, "lr": 0.03})
-    for step in train(ours, theirs, steps=range(10, 20)):
-        assert_equal_state(ours, theirs, f"step {step}")
-
-
-@both_engines
-@by_name
-def test_parameters_without_gradients_wait(case: Case, foreach: bool) -> None:
-    ours, theirs = case.ours(parameters(), foreach=foreach), case.torchs(parameters())
-    for step in range(12):
-        give_gradients(leaves(ours), leaves(theirs), step=step)
-        for i in range(len(leaves(ours))):
-            if (step + i) % 3 == 0:
-                leaves(ours)[i].grad = leaves(theirs)[i].grad = None
-        ours.step()
-        theirs.step()
-        assert_equal_state(ours, theirs, f"step {step}")
-
-
 SCHEDULERS: dict[str, Callable[[Optimizer], lr_scheduler.LRScheduler]] = {
     "StepLR": lambda o: lr_scheduler.StepLR(o, 5),
     "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 20),
@@ -208,15 +172,13 @@ def test_schedulers_are_followed(case: Case, scheduler: str) -> None:
                 schedule.step()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 0.0, 1e-42])
-@both_engines
-@by_name
-def test_extreme_gradients_give_what_torch_gives(case: Case, foreach: bool, value: float) -> None:
-    ours = case.ours([torch.ones(5).requires_grad_()], foreach=foreach)
-    theirs = case.torchs([torch.ones(5).requires_grad_()])
-    for _ in range(4):
-        for p in leaves(ours) + leaves(theirs):
-            p.grad = torch.tensor([value, 1.0, value, -2.0, value])
-        ours.step()
-        theirs.step()
-        assert_equal_state(ours, theirs)
+@pytest.mark.parametrize("engine", [{"foreach": False}, {"foreach": True}, {}], ids=str)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_tensor_weight_decay_of_sgd_has_the_bits_of_torchs(
+    requires_grad: bool, engine: dict[str, Any]
+) -> None:
+    decay = torch.tensor(0.25, requires_grad=requires_grad)
+    ours = Case("Momentum").ours(parameters(), weight_decay=decay, **engine)
+    theirs = Case("Momentum").torchs(parameters(), weight_decay=decay)
+    for step in train(ours, theirs, steps=range(3)):
+        assert_equal_state(ours, theirs, f"step {step}")

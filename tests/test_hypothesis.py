@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from torch_scratch_optim import ScratchOptimizer, engines
 
-from .cases import PAIRS, TABLE, Case, leaves
+from .cases import ENGINES, LINEAR, LOOPS, PAIRS, TABLE, Case, leaves
 from .ieee import assert_step
-from .situations.changes import ENGINES, LINEAR, LOOPS, assert_same, one_thread, roots_of
+from .situations.changes import assert_same, one_thread, roots_of
 
 # The same examples at every run: what is green stays green. Their number is what the time allows.
 FIXED = settings(
@@ -216,7 +217,7 @@ def gradients_of(
 
 def assert_a_run_equals_torchs(
     case: Case,
-    names: tuple[str, ...],
+    names: Collection[str],
     data: st.DataObject,
     drawn: st.SearchStrategy[Model],
     longest: int = 3,
@@ -247,7 +248,7 @@ by_name = pytest.mark.parametrize("name", PAIRS)
 def test_any_run_equals_torchs_by_every_engine(name: str, data: st.DataObject) -> None:
     case = Case(name, data.draw(options_of_the_table(name), "options"))
     with one_thread():
-        assert_a_run_equals_torchs(case, tuple(ENGINES), data, models(WIDE, SMALL))
+        assert_a_run_equals_torchs(case, ENGINES, data, models(WIDE, SMALL))
 
 
 @settings(FIXED, max_examples=3)
@@ -258,7 +259,7 @@ def test_any_run_on_large_tensors_equals_torchs_by_every_engine(
 ) -> None:
     case = Case(name, data.draw(options_of_the_table(name), "options"))
     drawn = models(WIDE[:1], LARGE, most=1, copies=None)
-    assert_a_run_equals_torchs(case, tuple(ENGINES), data, drawn, longest=2)
+    assert_a_run_equals_torchs(case, ENGINES, data, drawn, longest=2)
 
 
 @FIXED

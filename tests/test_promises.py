@@ -21,15 +21,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import torch_scratch_optim
 from torch_scratch_optim import engines
 
-from .cases import CASES, PAIRS, Case, give_gradients, leaves, parameters, train
+from .cases import (
+    PAIRS,
+    Case,
+    each_case,
+    give_gradients,
+    leaves,
+    loop_and_foreach,
+    parameters,
+    train,
+)
 
 PACKAGE = Path(torch_scratch_optim.__file__).parent
-by_name = pytest.mark.parametrize("case", CASES, ids=str)
-both_engines = pytest.mark.parametrize("foreach", [False, True], ids=["loop", "foreach"])
 
 
-@both_engines
-@by_name
+@loop_and_foreach
+@each_case
 def test_no_built_in_optimizer_is_called(
     case: Case, foreach: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,8 +68,8 @@ class OnlyRawOperations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@both_engines
-@by_name
+@loop_and_foreach
+@each_case
 def test_gradients_are_left_alone(case: Case, foreach: bool) -> None:
     ours = case.ours(parameters(), foreach=foreach)
     for step in range(3):
@@ -77,8 +84,8 @@ def test_gradients_are_left_alone(case: Case, foreach: bool) -> None:
         )
 
 
-@both_engines
-@by_name
+@loop_and_foreach
+@each_case
 def test_a_step_raises_the_version_of_what_it_changes(case: Case, foreach: bool) -> None:
     # A backward pass through a graph made before the step must notice, also when blocks were cut.
     p = nn.Parameter(torch.ones(engines.CPU_BLOCK + 37_856))
@@ -90,7 +97,7 @@ def test_a_step_raises_the_version_of_what_it_changes(case: Case, foreach: bool)
         loss.backward()
 
 
-@by_name
+@each_case
 def test_nothing_global_is_touched(case: Case) -> None:
     def flags() -> tuple[object, ...]:
         return (
@@ -141,8 +148,8 @@ def tensors_in(nested: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@both_engines
-@by_name
+@loop_and_foreach
+@each_case
 def test_temporaries_stay_small_whatever_the_models_size(
     case: Case, foreach: bool, dtype: torch.dtype
 ) -> None:

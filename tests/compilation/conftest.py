@@ -10,9 +10,12 @@ import pytest
 from .common import REAL_COMPILER, Compiler
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
+@pytest.fixture(scope="session")
+def store(shared_folder: Path) -> Path:
+    """What compilers have made in other tests."""
+    folder = shared_folder / "compiled"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(autouse=True)

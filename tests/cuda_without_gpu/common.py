@@ -15,15 +15,12 @@ from torch_scratch_optim import ScratchAdam
 from torch_scratch_optim._cuda import CHUNK, CudaKernel
 from torch_scratch_optim._kernels import Signature, kernel_for
 
-from ..cases import CASES, TABLE, Case, leaves
+from ..cases import RICHEST, Case, leaves
 from .exact import assert_same, assert_same_state, run_exactly, step_exactly
 from .on_cpu import DEVICE, Cuda
 
 HALF = (torch.float16, torch.bfloat16)
-RICHEST = [Case(optimizer, table[-1]) for optimizer, table in TABLE.items()]
 PROVED = [Case("Momentum", {"nesterov": True}), Case("Adam"), *RICHEST]
-each_case = pytest.mark.parametrize("case", CASES, ids=str)
-each_rich_case = pytest.mark.parametrize("case", RICHEST, ids=str)
 
 
 def dense(dtype: torch.dtype = torch.float32) -> list[Tensor]:

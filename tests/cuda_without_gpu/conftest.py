@@ -12,19 +12,19 @@ from torch_scratch_optim import _cpp, _fused
 from .on_cpu import Cuda, forget, install
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cuda")
 
 
 @pytest.fixture
-def cuda(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
+def cuda(folder: Path, shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
     """A GPU that is a CPU."""
     try:
         _cpp.require_compiler()
     except RuntimeError as problem:
         pytest.skip(f"kernels are run as C++: {problem}")
-    monkeypatch.setenv("TORCH_SCRATCH_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("TORCH_SCRATCH_CACHE", str(shared_folder / "on_cpu"))
     made = Cuda(folder)
     forget()
     install(made, monkeypatch)
@@ -33,7 +33,7 @@ def cuda(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
 
 
 @pytest.fixture
-def compiling(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
+def compiling(folder: Path, shared_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
     """The real NVRTC, with nothing on the path, and a driver that runs nothing."""
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVIDIA's cuda-bindings")
     try:
@@ -43,7 +43,7 @@ def compiling(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cuda]:
     for name in ("CUDA_HOME", "CUDA_PATH", "CUDA_ROOT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setenv("TORCH_SCRATCH_CACHE", str(folder / "cubins"))
+    monkeypatch.setenv("TORCH_SCRATCH_CACHE", str(shared_folder / "cubins"))
     made = Cuda(folder)
     made.runs = False
     forget()

@@ -11,8 +11,8 @@ from torch_scratch_optim import _cuda
 from torch_scratch_optim._cuda import CudaKernel
 from torch_scratch_optim._kernels import kernel_for
 
-from ..cases import FLOATS, Case
-from .common import RICHEST, dense, each_case, give_gradients, names
+from ..cases import FLOATS, RICHEST, Case, each_case
+from .common import dense, give_gradients, names
 from .on_cpu import Cuda
 from .operations import all_operations
 

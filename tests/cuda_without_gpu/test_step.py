@@ -12,8 +12,8 @@ from torch import Tensor
 from torch_scratch_optim import ScratchAdam, ScratchSGD, _fused
 from torch_scratch_optim._cuda import FEW_WORDS
 
-from ..cases import CASES, FLOATS, Case, leaves, parameters
-from .common import PROVED, RICHEST, check_steps, dense, each_rich_case, give_gradients, names
+from ..cases import CASES, FLOATS, RICHEST, Case, each_richest, leaves, parameters
+from .common import PROVED, check_steps, dense, give_gradients, names
 from .exact import assert_same_state, loop_exactly, step_exactly
 from .on_cpu import Cuda, on_host
 
@@ -46,7 +46,7 @@ def test_default_step_has_the_bits_of_cudas_formulas_rounded_each_time(
     assert len(cuda.launches) == (3 + 2 // kernels) * kernels
 
 
-@each_rich_case
+@each_richest
 def test_default_step_is_that_of_foreach_where_bits_cannot_be_proved(
     cuda: Cuda, monkeypatch: pytest.MonkeyPatch, case: Case
 ) -> None:
@@ -201,7 +201,7 @@ def test_fused_step_follows_options_that_are_edited(cuda: Cuda) -> None:
         check_steps(ours, exact, rounded=False, steps=2)
 
 
-@each_rich_case
+@each_richest
 def test_fused_step_moves_and_counts_nothing_where_a_gradient_is_infinite(
     cuda: Cuda, case: Case
 ) -> None:

@@ -11,17 +11,8 @@ from torch.optim import Optimizer
 
 from torch_scratch_optim import ScratchOptimizer
 
-from ..cases import PAIRS, TABLE, Case, leaves
+from ..cases import LINEAR, RICHEST, leaves
 from ..ieee import assert_step
-
-each_optimizer = pytest.mark.parametrize("case", [Case(n) for n in PAIRS], ids=str)
-# Of each optimizer the case with the most options.
-RICHEST = [Case(optimizer, table[-1]) for optimizer, table in TABLE.items()]
-each_richest = pytest.mark.parametrize("case", RICHEST, ids=str)
-LINEAR = ("SGD", "Momentum")
-# One without step counts, whose first step is another, and one with, which takes a root.
-TWO = [Case("Momentum", {"lr": 0.1, "weight_decay": 0.1}), Case("Adam", {"lr": 0.1})]
-each_of_two = pytest.mark.parametrize("case", TWO, ids=str)
 
 # Around the widths of vectors; one that two threads share.
 SIZES = (0, 1, 3, 7, 8, 63, 64, 65, 4097, 65_601)

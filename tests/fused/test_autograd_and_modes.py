@@ -15,19 +15,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.common.memory import peak_extra_bytes
 from torch_scratch_optim import ScratchAdam, ScratchSGD
 
-from ..cases import Case, assert_equal_state, leaves, models, train
-from ..ieee import assert_step, differing
-from .common import (
-    KINDS,
+from ..cases import (
     LINEAR,
+    Case,
+    assert_equal_state,
     each_optimizer,
     each_richest,
-    give,
-    state_of,
-    steps,
-    tensors,
-    values,
+    leaves,
+    models,
+    train,
 )
+from ..ieee import assert_step, differing
+from .common import KINDS, give, state_of, steps, tensors, values
 
 
 @each_richest

@@ -16,8 +16,13 @@ from torch_scratch_optim import ScratchOptimizer
 from .. import ieee
 from ..cases import (
     CASES,
+    LINEAR,
+    RICHEST,
     Case,
     assert_equal_state,
+    each_of_two,
+    each_optimizer,
+    each_richest,
     leaves,
     models,
     parameters,
@@ -26,21 +31,7 @@ from ..cases import (
     with_torchs_arithmetic,
 )
 from ..ieee import assert_step
-from .common import (
-    FEW,
-    KINDS,
-    LINEAR,
-    RICHEST,
-    SIZES,
-    each_of_two,
-    each_optimizer,
-    each_richest,
-    give,
-    state_of,
-    steps,
-    tensors,
-    values,
-)
+from .common import FEW, KINDS, SIZES, give, state_of, steps, tensors, values
 
 
 @pytest.mark.parametrize(

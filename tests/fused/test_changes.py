@@ -12,9 +12,9 @@ from torch import Tensor
 
 from torch_scratch_optim import ScratchAdam, ScratchMomentum, ScratchOptimizer
 
-from ..cases import Case, assert_close_state, leaves, train
+from ..cases import Case, assert_close_state, each_of_two, leaves, train
 from ..ieee import assert_step, differing
-from .common import Layout, each_of_two, give, state_of, steps, tensors, values
+from .common import Layout, give, state_of, steps, tensors, values
 
 Edit = Callable[[ScratchOptimizer, Tensor], None]
 

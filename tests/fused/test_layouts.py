@@ -12,20 +12,17 @@ from torch.optim import Optimizer
 
 from torch_scratch_optim import engines
 
-from ..cases import Case, assert_close_state, leaves, train
-from ..ieee import assert_step
-from .common import (
-    LAYOUTS,
-    Layout,
+from ..cases import (
+    Case,
+    assert_close_state,
     each_of_two,
     each_optimizer,
     each_richest,
-    give,
-    state_of,
-    steps,
-    tensors,
-    values,
+    leaves,
+    train,
 )
+from ..ieee import assert_step
+from .common import LAYOUTS, Layout, give, state_of, steps, tensors, values
 
 SHAPE = (8, 6, 10, 4)
 

@@ -139,3 +139,7 @@ def rounded_sqrt(x: Tensor) -> Tensor:
 
 
 NUMBER = "known only when the kernel"
+
+
+def descend(p: Tensor, g: Tensor, *, lr: float) -> None:
+    p.add_(g, alpha=-lr)

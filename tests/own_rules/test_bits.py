@@ -16,16 +16,14 @@ from .common import (
     DOUBLE_AND_SINGLE,
     FOREACH,
     KERNEL,
-    L2,
     LOOP,
     OPTIONS,
-    UP,
     Group,
     by_engine,
     dense,
+    descend,
     has_torchs_arithmetic,
     in_words,
-    leaf,
     make,
     make_twin,
     of_rule,
@@ -100,10 +98,6 @@ def test_fused_own_rule_is_the_rule_in_ieee_arithmetic(
         assert_equal_state(kernel, loop, f"step {step}")
 
 
-def descend(p: Tensor, g: Tensor, *, lr: float) -> None:
-    p.add_(g, alpha=-lr)
-
-
 @has_torchs_arithmetic
 @by_engine
 @pytest.mark.parametrize("maximize", [False, True])
@@ -124,29 +118,6 @@ def test_weight_decay_and_maximize_come_for_nothing(
         ours.step()
         for p, value in zip(leaves(ours), expected, strict=True):
             assert same_bits(p, value)
-
-
-@pytest.mark.parametrize("options", [{}, L2 | UP], ids=str)
-def test_gradscaler_comes_for_nothing(options: Group) -> None:
-    scaled = of_rule(descend, [p := leaf(1, 2, 3, 4)], lr=0.1, **options, **KERNEL)
-    plain = of_rule(descend, [q := leaf(1, 2, 3, 4)], lr=0.1, **options, **KERNEL)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    for step in range(4):
-        slope, infinite = torch.tensor([0.3, -1.7, 0.9, 5.0 - step]), step == 2
-        p.grad = q.grad = None
-        scaler.scale((p * slope).sum() * (torch.inf if infinite else 1)).backward()
-        before, steps = p.detach().clone(), copy.deepcopy(scaled.state_dict()["state"])
-        scaler.step(scaled)
-        scaler.update()
-        if infinite:
-            assert same_bits(p, before)
-            assert scaled.state_dict()["state"] == steps
-        else:
-            (q * slope).sum().backward()
-            plain.step()
-            assert not torch.equal(p, before)
-        assert_equal_state(scaled, plain, f"step {step}")  # the scale is a power of two
-    assert scaler.get_scale() == 512
 
 
 @by_engine

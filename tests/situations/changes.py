@@ -17,24 +17,10 @@ from torch.overrides import TorchFunctionMode
 from torch_scratch_optim import engines
 
 from .. import ieee
-from ..cases import leaves, same_bits
+from ..cases import LINEAR, leaves, same_bits
 
-LINEAR = ("SGD", "Momentum")
-COUNTING = ("AdaGrad", "RMSProp", "Adam", "AdamW")
-ADAMS = ("Adam", "AdamW")
-# One without step counts, whose first step is another, and one with, which takes a root.
-TWO = ("Momentum", "Adam")
-
-ENGINES: dict[str, dict[str, Any]] = {
-    "loop": {"foreach": False},
-    "foreach": {"foreach": True},
-    "default": {},
-    "fused": {"fused": True},
-}
 # Whatever moves elements of one memory one after the other, as torch's loop does.
 IN_ORDER = ("loop", "fused")
-# Whatever computes in the dtypes in which torch's loop computes.
-LOOPS = ("loop", "foreach", "default")
 
 Groups = list[dict[str, Any]]
 Mend = Callable[[], object]

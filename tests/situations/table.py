@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,16 +18,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..cases import PAIRS, TABLE, Case
+from ..cases import ADAMS, COUNTING, ENGINES, LINEAR, LOOPS, PAIRS, TABLE, TWO, Case
 from . import changes
 from .changes import (
-    ADAMS,
-    COUNTING,
-    ENGINES,
     IN_ORDER,
-    LINEAR,
-    LOOPS,
-    TWO,
     Change,
     Edit,
     Groups,
@@ -77,8 +71,8 @@ class Situation:
 
     change: Change = lambda optimizer: None
     at: tuple[int, ...] = (2,)
-    of: tuple[str, ...] = tuple(PAIRS)
-    engines: tuple[str, ...] = tuple(ENGINES)
+    of: Collection[str] = tuple(PAIRS)
+    engines: Collection[str] = tuple(ENGINES)
     models: tuple[Callable[[], Groups], ...] = (many, groups)
     options: dict[str, Any] | None = None
     error: tuple[type[Exception] | tuple[type[Exception], ...], str] | None = None
@@ -130,6 +124,7 @@ NO_TENSORS: dict[str, Callable[[Tensor], Any]] = {
     "floats": float,
     "None": lambda step: None,
 }
+OF_TWO = [case.optimizer for case in TWO]
 SOME = (0, 2, 3)  # the first step, and two one after the other
 
 SITUATIONS: dict[str, Situation] = {
@@ -148,7 +143,7 @@ SITUATIONS: dict[str, Situation] = {
     ),
     **{
         f"gradient of a big tensor, {name}": Situation(
-            gradient(edit), at=(0, 1), of=TWO, models=(big,)
+            gradient(edit), at=(0, 1), of=OF_TWO, models=(big,)
         )
         for name, edit in LAYOUTS.items()
     },
@@ -158,7 +153,7 @@ SITUATIONS: dict[str, Situation] = {
     },
     **{
         f"gradient of a big tensor of another shape, {name}": Situation(
-            gradient(SHAPES_OF[name]), at=(0, 1), of=TWO, models=(big,), **SHAPE_ERROR
+            gradient(SHAPES_OF[name]), at=(0, 1), of=OF_TWO, models=(big,), **SHAPE_ERROR
         )
         for name in ("transposed", "shorter")
     },
@@ -230,7 +225,9 @@ SITUATIONS: dict[str, Situation] = {
     # State
     **{f"state {name}": Situation(all_state(edit), at=(1, 3)) for name, edit in LAYOUTS.items()},
     **{
-        f"state of a big tensor, {name}": Situation(all_state(edit), at=(1,), of=TWO, models=(big,))
+        f"state of a big tensor, {name}": Situation(
+            all_state(edit), at=(1,), of=OF_TWO, models=(big,)
+        )
         for name, edit in LAYOUTS.items()
     },
     "state by hand": Situation(all_state(lambda x: torch.ones_like(x) / 3)),

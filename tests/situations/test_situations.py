@@ -13,8 +13,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .. import ieee
-from ..cases import give_gradients, leaves, torchs_adagrad_makes_state_late, with_torchs_arithmetic
-from .changes import ENGINES, assert_same, big, one_thread, roots_of
+from ..cases import (
+    ENGINES,
+    give_gradients,
+    leaves,
+    torchs_adagrad_makes_state_late,
+    with_torchs_arithmetic,
+)
+from .changes import assert_same, big, one_thread, roots_of
 from .table import INEXACT, SITUATIONS, UP_TO_ROUNDING, Situation
 
 STEPS, STEPS_OF_BIG = 5, 3

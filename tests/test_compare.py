@@ -1,4 +1,4 @@
-"""The tool that compares optimizers: it finds what is different, where it is, and nothing else."""
+"""equivalence.compare: it finds what is different, where it is, and nothing else."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def sparse_gradients(step: int, coalesced: bool) -> Iterator[Tensor]:
 @pytest.mark.parametrize("coalesced", [True, False])
 @engines
 @by_name
-def test_every_step_gives_what_torch_gives(
+def test_sparse_gradients_give_what_torch_gives(
     case: Case, engine: dict[str, bool], coalesced: bool
 ) -> None:
     ours, theirs = case.ours(embeddings(), **engine), case.torchs(embeddings())
@@ -69,7 +69,7 @@ def test_every_step_gives_what_torch_gives(
 
 
 @pytest.mark.parametrize("case", [c for c in MAY_BE_SPARSE if "nesterov" not in c.options], ids=str)
-def test_sparse_and_dense_gradients_may_alternate(case: Case) -> None:
+def test_sparse_gradients_may_alternate_with_dense_ones(case: Case) -> None:
     ours, theirs = case.ours(embeddings()[:1]), case.torchs(embeddings()[:1])
     for step in range(6):
         for twin in (ours, theirs):
@@ -81,7 +81,7 @@ def test_sparse_and_dense_gradients_may_alternate(case: Case) -> None:
         assert torch.equal(leaves(ours)[0], leaves(theirs)[0]), f"step {step}"
 
 
-def test_untouched_rows_stay_as_they_are() -> None:
+def test_sparse_gradients_leave_untouched_rows_alone() -> None:
     (table, _) = embeddings()
     ours = Case("AdaGrad").ours([table])
     table.grad = torch.sparse_coo_tensor(
@@ -94,7 +94,7 @@ def test_untouched_rows_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("case", [Case(n, {"fused": True}) for n in ("SGD", "AdaGrad")], ids=str)
-def test_a_scaled_gradient_is_unscaled(case: Case) -> None:
+def test_sparse_gradients_are_unscaled_by_a_gradscaler(case: Case) -> None:
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     (table, _), (plain, _) = embeddings(), embeddings()
     ours, theirs = case.ours([table]), case.torchs([plain], fused=False)

@@ -15,9 +15,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from torch_scratch_optim import ScratchOptimizer
 
-from .cases import IMAGES, LABELS, PAIRS, Case, small_net
-
-each_optimizer = pytest.mark.parametrize("case", [Case(n) for n in PAIRS], ids=str)
+from .cases import IMAGES, LABELS, PAIRS, Case, each_optimizer, small_net
 
 
 def backward(model: nn.Module) -> None:
@@ -42,7 +40,7 @@ def compiled_step(optimizer: ScratchOptimizer, backend: str) -> Callable[[], Any
     + [(Case("Adam"), None, "inductor")],
     ids=str,
 )
-def test_a_schedule_does_not_compile_a_step_again(
+def test_compile_does_not_compile_again_under_a_schedule(
     case: Case, foreach: bool | None, backend: str
 ) -> None:
     torch._dynamo.reset()
@@ -74,7 +72,7 @@ def test_a_schedule_does_not_compile_a_step_again(
 
 
 @each_optimizer
-def test_a_whole_training_step_is_one_graph(case: Case) -> None:
+def test_compile_of_a_whole_training_step_is_one_graph(case: Case) -> None:
     torch._dynamo.reset()
     model, plain = small_net(), small_net()
     ours, twin = case.ours(model.parameters()), case.ours(plain.parameters())
@@ -107,7 +105,7 @@ def test_a_whole_training_step_is_one_graph(case: Case) -> None:
 
 
 @each_optimizer
-def test_a_compiled_training_step_equals_one_that_is_not(case: Case) -> None:
+def test_compile_of_a_training_step_changes_nothing(case: Case) -> None:
     # It clears gradients, too, which torch's compiler leaves to Python.
     torch._dynamo.reset()
     weights = []

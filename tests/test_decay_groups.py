@@ -44,18 +44,18 @@ OTHERS = [
 ]  # fmt: skip
 
 
-def test_matrices_decay_and_biases_norms_and_vectors_do_not() -> None:
+def test_decay_groups_matrices_decay_and_biases_norms_and_vectors_do_not() -> None:
     assert names(Net()) == [["embedding.weight", *MATRICES], OTHERS]
 
 
-def test_embeddings_may_be_exempt_even_where_they_are_the_output_layer() -> None:
+def test_decay_groups_may_exempt_embeddings_that_are_the_output_layer() -> None:
     assert names(Net(), embeddings=False) == [
         MATRICES,
         [*OTHERS[:2], "embedding.weight", *OTHERS[2:]],
     ]
 
 
-def test_every_trainable_parameter_is_there_once() -> None:
+def test_decay_groups_hold_every_trainable_parameter_once() -> None:
     model = Net()
     groups = decay_groups(model, 0.1)
     listed = [id(p) for group in groups for p in group["params"]]
@@ -64,26 +64,26 @@ def test_every_trainable_parameter_is_there_once() -> None:
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
 
 
-def test_an_empty_group_is_left_out() -> None:
+def test_decay_groups_leave_an_empty_group_out() -> None:
     assert [g["weight_decay"] for g in decay_groups(nn.Linear(2, 2, bias=False), 0.1)] == [0.1]
     assert [g["weight_decay"] for g in decay_groups(nn.BatchNorm1d(2), 0.1)] == [0.0]
     with pytest.raises(ValueError, match="empty parameter list"):
         ScratchAdamW(decay_groups(nn.Linear(2, 2).requires_grad_(False), 0.1))
 
 
-def test_a_negative_decay_is_refused() -> None:
+def test_decay_groups_refuse_a_negative_decay() -> None:
     with pytest.raises(ValueError, match="Invalid weight_decay value: -1"):
         decay_groups(Net(), -1.0)
 
 
-def test_names_are_kept_in_checkpoints() -> None:
+def test_decay_groups_names_are_kept_in_checkpoints() -> None:
     state = ScratchAdamW(decay_groups(Net(), 0.1, named=True)).state_dict()
     kept = [group["param_names"] for group in state["param_groups"]]
     assert kept == [["embedding.weight", *MATRICES], OTHERS]
 
 
 @pytest.mark.parametrize("case", [Case(name) for name in PAIRS], ids=str)
-def test_any_optimizer_takes_them(case: Case) -> None:
+def test_decay_groups_are_taken_by_any_optimizer(case: Case) -> None:
     model = Net()
     ours, theirs = (
         make(decay_groups(copy.deepcopy(model), 0.1)) for make in (case.ours, case.torchs)
