@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import StateDict
 
-from ._checks import name_of
 from ._options import is_at_least_zero
+from ._tensors import name_of
 
 if TYPE_CHECKING:
     from .optimizer import ScratchOptimizer

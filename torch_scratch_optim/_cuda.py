@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ._checks import overlap
 from ._disk_cache import cached
+from ._tensors import overlap
 from .engines import FLOAT_MAX
 
 OLDEST = (7, 0)  # the first compute capability that is served

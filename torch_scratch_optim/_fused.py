@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
@@ -17,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import HOST, Checked, count, overlap
+from ._capture import is_capturing
 from ._cpp import CppKernel, require_compiler
 from ._cuda import CudaKernel
 from ._kernels import Kernel, Signature, kernel_for, options_of, refuse_unsupported, trace_scalars
+from ._state import HOST, count
+from ._tensors import Checked, overlap
 from .engines import (
     GRADIENT,
     PLAIN_TENSORS,
@@ -28,12 +29,12 @@ from .engines import (
     Scalars,
     Table,
     descending,
+    grouped,
     in_memory_order,
     loop,
     run,
     run_all,
 )
-from .on_device import is_capturing
 
 _logger = logging.getLogger(__name__)
 Update = Callable[[], None]
@@ -94,9 +95,7 @@ def plan(
     scalars = scalars * len(table.sizes) if len(scalars) == 1 else scalars
     kinds = [known] * len(scalars) if known else [*map(table.kinds, range(len(scalars)))]
     splits = [split(own, gradient) for own in scalars]
-    rows: defaultdict[Any, list[int]] = defaultdict(list)
-    for i, ((flags, names, _), kind) in enumerate(zip(splits, kinds, strict=True)):
-        rows[flags, names, kind].append(i)
+    rows = grouped((*own[:2], kind) for own, kind in zip(splits, kinds, strict=True))
     moves = []
     for (flags, names, kind), some in rows.items():
         signature = Signature(rule, rounded, flags, names, tuple(table.columns), kind)

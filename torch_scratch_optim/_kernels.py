@@ -15,11 +15,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ._capture import is_capturing
 from ._cpp import CppKernel
 from ._cuda import CudaKernel
 from ._symbols import C_TYPES, NumberSymbol, TensorSymbol, Trace, value_in, working_type
 from .engines import GRADIENT, descending
-from .on_device import is_capturing
 
 Kernel = CppKernel | CudaKernel
 TARGETS: dict[str, tuple[str, type[Kernel]]] = {

@@ -15,7 +15,7 @@ from functools import reduce, update_wrapper
 from itertools import chain, compress, repeat
 from math import inf
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ Row = dict[str, Tensor]
 Kind = tuple[torch.device, torch.dtype]
 Scalars = dict[str, Any]
 Engine = Callable[[Callable[..., None], "Table", Scalars], None]
+Key = TypeVar("Key")
 
 # The most elements that move at once. Temporaries (√v, g + λθ) are as large as what moves: on a CPU
 # they should be small enough to be used again and again, yet threads must seldom wait for each
@@ -83,9 +84,7 @@ class Table:
         columns = [list(map(KIND, column)) for column in self.columns.values()]
         if all(kinds.count(kinds[0]) == len(kinds) for kinds in columns):  # as in most models
             return [(tuple([kinds[0] for kinds in columns]), self)]
-        rows: defaultdict[tuple[Kind, ...], list[int]] = defaultdict(list)
-        for i, kinds in enumerate(zip(*columns, strict=True)):
-            rows[kinds].append(i)
+        rows = grouped(zip(*columns, strict=True))
         return [(kinds, self.select(indices)) for kinds, indices in rows.items()]
 
     def select(self, indices: Sequence[int]) -> Table:
@@ -94,15 +93,21 @@ class Table:
         return Table(columns, list(map(self.sizes.__getitem__, indices)))
 
 
+def grouped(keys: Iterable[Key]) -> dict[Key, list[int]]:
+    """The indices of the rows that have each key."""
+    rows: defaultdict[Key, list[int]] = defaultdict(list)
+    for i, key in enumerate(keys):
+        rows[key].append(i)
+    return rows
+
+
 def run(
     engine: Engine, rule: Callable[..., None], table: Table, scalars: Sequence[Scalars]
 ) -> None:
     """Run an engine with scalars for all rows, or with those of each row."""
     if engine is loop or len(scalars) == 1:
         return _loop(rule, table, scalars) if engine is loop else engine(rule, table, scalars[0])
-    rows: dict[int, list[int]] = defaultdict(list)
-    for i, own in enumerate(scalars):
-        rows[id(own)].append(i)
+    rows = grouped(map(id, scalars))
     if engine is foreach and (single := [i for i, *others in rows.values() if not others]):
         _loop(rule, table.select(single), [scalars[i] for i in single])  # nothing to gather
         rows = {key: indices for key, indices in rows.items() if len(indices) > 1}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from functools import cache
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,11 @@ import torch
 from torch import Tensor
 
 from ._options import Group
-from .engines import KIND, PLAIN_TENSORS, Kind, are_mixed, gathers, in_memory_order
+from ._state import next_counts
+from .engines import KIND, PLAIN_TENSORS, Kind, Table, are_mixed, gathers, in_memory_order
 
 if TYPE_CHECKING:
     from .optimizer import ScratchOptimizer
-
-WIDE = {torch.float32, torch.float64}
-HOST = {(torch.device("cpu"), torch.float32)}  # where torch keeps step counts
 
 
 class Checked:
@@ -161,34 +158,40 @@ def overlap(pieces: list[tuple[int, int, bool]]) -> bool:
     return False
 
 
-def next_counts(steps: list[Tensor]) -> list[float]:
-    """The step that each parameter is about to take; nothing is counted yet."""
-    if not all(isinstance(step, Tensor) for step in steps):
-        raise RuntimeError(
-            "API has changed, `state_steps` argument must contain a list of singleton tensors"
-        )
-    counts = [n + 1.0 for n in map(Tensor.item, steps)]
-    whole = {step.dtype for step in steps} <= WIDE and all(
-        n % 1 == 0 and n <= 2**24 for n in counts
-    )
-    if whole and len(set(map(id, steps))) == len(steps):
-        return counts
-    # Counted on copies: with the rounding of their dtype, those that are shared once for each.
-    copies = {id(step): step.clone() for step in steps}
-    return [copies[id(step)].add_(1).item() for step in steps]
+def local_and_real(
+    optimizer: ScratchOptimizer, group: Group, table: Table, new: dict[Tensor, Group]
+) -> Table:
+    """Tensors of this process: its shards of DTensors, and complex numbers as pairs."""
+    columns = table.columns
+    params = columns["p"]
+    if not PLAIN_TENSORS.issuperset(map(type, params)):
+        for symbol, name in optimizer.columns(group).items():
+            columns[symbol] = list(map(_redistributed_like, columns[symbol], params))
+            for p, t in zip(params, columns[symbol], strict=True):
+                (new.get(p) or optimizer.state[p])[name] = t
+        columns = {
+            symbol: [_local(_redistributed_like(t, p)) for t, p in zip(c, params, strict=True)]
+            for symbol, c in columns.items()
+        }
+    if (optimizer.splits_complex or group.get("fused")) and any(map(torch.is_complex, params)):
+        columns["g"] = [g.resolve_conj() for g in columns["g"]]
+        columns = {symbol: list(map(_as_real, column)) for symbol, column in columns.items()}
+    return table if columns is table.columns else Table(columns)
 
 
-def count(steps: list[Tensor]) -> None:
-    """Count one more step."""
-    plain = {*map(type, steps)} == {Tensor} and not torch._C._len_torch_dispatch_stack()
-    if plain and {*map(KIND, steps)} == HOST and len(set(map(id, steps))) == len(steps):
-        torch._foreach_add_(steps, [_one()] * len(steps))
-    else:
-        for step in steps:
-            step.add_(1)
+def _as_real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-@cache
-def _one() -> Tensor:
-    """To add the number 1 would make such a tensor each time."""
-    return torch.tensor(1.0, device="cpu")
+def _local(tensor: Any) -> Any:
+    return tensor.to_local() if hasattr(tensor, "placements") else tensor
+
+
+def _redistributed_like(tensor: Any, p: Any) -> Any:
+    """A tensor sharded as the parameter is: a copy, unless it is so already.
+
+    A gradient may still be a summand in each process, and so may state that torch's SGD copied.
+    """
+    if getattr(p, "placements", None) == getattr(tensor, "placements", None):
+        return tensor
+    return tensor.redistribute(placements=p.placements)
