@@ -194,7 +194,7 @@ def test_the_package_stays_small() -> None:
     assert lines.pop("groups.py") <= 40
     kernels = sum(n for name, n in lines.items() if Path(name).stem in KERNELS)
     assert kernels <= 1100
-    assert sum(lines.values()) - kernels <= 1280
+    assert sum(lines.values()) - kernels <= 1300
 
 
 # Names of torch's that are not public, and what they are for.

@@ -30,15 +30,12 @@ def states(
     if not symbols and not optimizer.counts_steps:
         return [], {}
     present: list[Any] = list(map(optimizer.state.get, params))
-    if optimizer.counts_steps:
-        if all(present):
-            return present, {}
-        missing = [not state for state in present]
-    else:  # as in torch's SGD, whose buffer is absent or None before
+    missing = [not state for state in present]
+    if not optimizer.counts_steps:  # as in torch's SGD, whose buffer is absent or None before
         name = next(iter(symbols.values()))
         missing = [not state or state.get(name) is None for state in present]
-        if True not in missing:
-            return present, {}
+    if True not in missing:
+        return present, {}
     if any(p.grad.is_sparse for p in params if p.grad is not None):
         optimizer._sparse_engine(group)  # which may refuse
     if is_capturing():

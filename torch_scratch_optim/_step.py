@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from itertools import compress
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -54,15 +54,16 @@ def take_step(optimizer: ScratchOptimizer) -> None:
     """Update every parameter that has a gradient."""
     updates: list[Update] = []
     counted: set[int] = set()
-    for group in optimizer.param_groups:
-        _prepare(optimizer, group, updates, counted)
+    for index in range(len(optimizer.param_groups)):
+        _prepare(optimizer, index, updates, counted)
     engines.run_all(updates)
 
 
 def _prepare(
-    optimizer: ScratchOptimizer, group: Group, updates: list[Update], counted: set[int]
+    optimizer: ScratchOptimizer, index: int, updates: list[Update], counted: set[int]
 ) -> None:
     """Add to `updates` what remains to be done of a group's step when it can no longer fail."""
+    group = optimizer.param_groups[index]
     params: list[Tensor] = []
     grads: list[Tensor] = []
     for p in group["params"]:
@@ -94,7 +95,7 @@ def _prepare(
             updates.clear()
         counted |= ids
     first = [p in new for p in params] if new else [False]
-    checked = _check(optimizer, group, columns, steps)
+    checked = _check(optimizer, index, columns, steps)
     if checked is not None:
         table = Table(columns, checked.sizes)
         updates.append(_update(optimizer, Rows(group, table, steps, new, first, checked)))
@@ -112,24 +113,18 @@ def _prepare(
 
 
 def _check(
-    optimizer: ScratchOptimizer,
-    group: Group,
-    columns: dict[str, list[Tensor]],
-    steps: list[Tensor],
+    optimizer: ScratchOptimizer, index: int, columns: dict[str, list[Tensor]], steps: list[Tensor]
 ) -> Checked | None:
     """Refuse tensors that no engine may update; return what is known of plain ones."""
     tensors = [t for column in columns.values() for t in column]
     tensors += steps
     compiling = torch.compiler.is_compiling()
-    checked: Checked | None = None if compiling else optimizer._checked.get(id(group))
+    checked: Checked | None = None if compiling else optimizer._checked.get(index)
     if checked is None or not checked.holds(columns, tensors):
-        check_tensors(optimizer, group, columns)
+        check_tensors(optimizer, optimizer.param_groups[index], columns)
         checked = None if compiling else check(columns, steps, tensors)
         if checked is not None:
-            optimizer._checked[id(group)] = checked
-            if len(optimizer._checked) > len(optimizer.param_groups):  # some groups are gone
-                present = set(map(id, optimizer.param_groups))
-                optimizer._checked = {k: v for k, v in optimizer._checked.items() if k in present}
+            optimizer._checked[index] = checked
     return checked
 
 
@@ -202,13 +197,9 @@ def _engine(group: Group, table: Table, checked: Checked | None) -> Engine:
     """The engine that a group's options ask for; by default foreach, for plain tensors."""
     if group.get("differentiable"):
         return engines.capturable
-    foreach = group.get("foreach")
-    if checked is not None:
-        plain, mixed = True, checked.mixed
-    else:
-        columns = table.columns.values()
-        plain = PLAIN_TENSORS.issuperset(type(t) for column in columns for t in column)
-        mixed = plain and engines.are_mixed(columns)
+    foreach, columns = group.get("foreach"), table.columns.values()
+    plain = checked is not None or PLAIN_TENSORS.issuperset(map(type, chain(*columns)))
+    mixed = checked.mixed if checked else plain and engines.are_mixed(columns)
     if mixed:
         return engines.mixed
     if foreach is False or not (foreach or plain) or (checked and not checked.gathers):
