@@ -326,7 +326,7 @@ def test_a_signal_during_imports_ends_the_program_with_a_line(
         while "numpy" not in (line := process.stderr.readline()):
             assert line, "it ended by itself"
         os.kill(process.pid, number)
-        out, problems = process.communicate(timeout=60)
+        out, problems = process.communicate(timeout=100)
     assert process.returncode == 128 + number
     assert out == "Interrupted.\n"
     assert "Traceback" not in problems
@@ -348,7 +348,7 @@ def test_ctrl_c_while_workers_begin_prints_no_traceback(tmp_path: Path) -> None:
         time.sleep(1)  # they are in the middle of their imports
         for _ in range(2):  # a terminal sends it to all of them
             os.killpg(process.pid, signal.SIGINT)
-        said, problems = process.communicate(timeout=60)
+        said, problems = process.communicate(timeout=100)
         assert process.returncode == 130
         assert problems == ""
         assert f"--out {out}" in said

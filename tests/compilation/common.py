@@ -139,7 +139,7 @@ def exit_code_of_a_fork(work: Callable[[], None]) -> int:
     if child == 0:
         code = 1
         try:
-            signal.alarm(10)  # so that a child which hangs is killed
+            signal.alarm(PATIENCE)  # so that a child which hangs is killed
             work()
             code = 0
         except BaseException:

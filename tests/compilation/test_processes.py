@@ -21,6 +21,7 @@ from torch_scratch_optim import ScratchAdam, ScratchOptimizer, ScratchSGD
 
 from ..cases import assert_close_state, assert_equal_state, leaves, parameters, train
 from .common import (
+    PATIENCE,
     REAL_COMPILER,
     SALTS,
     Compiler,
@@ -178,7 +179,7 @@ def fork_after_a_step() -> None:
     give_short_gradients(ours, step=1)
 
     def go_on() -> None:
-        signal.alarm(10)
+        signal.alarm(PATIENCE)  # a hang must not last for ever
         ours.step()
         torch.set_num_threads(1)  # torch's own operations would hang
         assert torch.equal(leaves(ours)[0], expected[1])
