@@ -283,7 +283,8 @@ counting = pytest.mark.parametrize("case", [Case(n) for n in PAIRS if n not in (
 def test_step_refuses_graph_capture_in_torchs_words(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch_scratch_optim.optimizer.is_capturing", lambda: True)
+    for name in ("is_initialized", "is_current_stream_capturing"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
     ours = case.ours(parameters())
     with pytest.raises(RuntimeError, match="Attempting CUDA graph capture of step"):
         next(train(ours, steps=range(1)))
