@@ -23,8 +23,8 @@ from benchmarks.reproductions.table import markdown_table as reproductions_rows
 from benchmarks.reproductions.table import summary as reproductions_summary
 from benchmarks.step_time.report import EXPLANATION as STEP_TIMES
 from benchmarks.step_time.report import ratio_table
-from benchmarks.study.report.tables import EXPLANATION as STUDY
-from benchmarks.study.report.tables import readme_table
+from benchmarks.study.report.tables import site_table
+from benchmarks.study.report.texts import in_short
 from torch_scratch_optim import ScratchOptimizer
 from torch_scratch_optim._fused import split
 from torch_scratch_optim._kernels import Signature, source
@@ -124,13 +124,12 @@ def mnist_table() -> str:
 
 def study_table() -> str:
     summary = read_json(RESULTS / "study" / "summary.json")
-    seeds = max(len(arena["seeds"]) for arena in summary["arenas"])
+    comparisons = [one for one in summary["comparisons"] if one["search_space"] == "lr"]
     return "\n\n".join(
         [
             f"{summary['dataset']}, {summary['provenance']}",
-            readme_table(summary).markdown(),
-            f"Learning rates chosen on a validation set, then {seeds} seeds of paired initial "
-            f"weights and orders of batches. {STUDY}",
+            site_table(comparisons).markdown(),
+            *in_short(comparisons),
         ]
     )
 

@@ -129,9 +129,16 @@ def _run(
 
 def _report(store: Store, console: Console) -> None:
     from benchmarks.study import report
+    from benchmarks.study.report.tables import result_table
+    from benchmarks.study.report.texts import heading, verdict
+    from benchmarks.study.report.writing import PAGE
 
-    report.write(store.out)
-    say(console, f"Report: report.html and report.md in {store.out}")
+    facts = report.write(store.out)
+    for comparison in facts["comparisons"]:
+        if comparison["ranking"]:
+            console.print(result_table(comparison).for_terminal(heading(comparison)))
+            say(console, f"{verdict(comparison)}\n")
+    say(console, f"Report: open {store.out / PAGE}")
     logs = shlex.quote(str(store.out / "runs"))
     say(console, f"Next, look at the runs:\n\n    tensorboard --logdir {logs}\n")
 

@@ -1,7 +1,7 @@
-"""From trials to one plain dict: who is best, by how much, how fast, and how hard to tune.
+"""From trials to one plain dict: which optimizer is best, by how much, how fast, how hard to tune.
 
-Nothing that went wrong is left out: a run that diverged counts as guessing among ten digits, its
-losses are infinite, and a target that a run misses is reached after infinitely many steps.
+Failures count. A run that diverged counts as guessing among ten digits, and its losses as infinite.
+A target that a run misses is reached after infinitely many steps.
 """
 
 from __future__ import annotations
@@ -12,18 +12,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.common.nets import ACTIVATIONS, CLASSES, describe
+from benchmarks.common.nets import ACTIVATIONS, describe
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.study.statistics import corrected, difference, interval, least_p
-from benchmarks.study.trial import FINAL, SEARCH
+from benchmarks.study.statistics import (
+    LEVEL,
+    detectable,
+    difference,
+    holm,
+    interval,
+    sampling_error,
+)
+from benchmarks.study.trial import CHANCE, FINAL, SEARCH, SELECTION, has_failed
 
 Trial = dict[str, Any]
 Facts = dict[str, Any]
 
 TARGETS = ("0.97", "0.98")
 CLOCKS = ("step", "epoch", "seconds")
-CHANCE = 1 / CLASSES
-LIKELY = 0.05  # a corrected p-value above it: the two cannot be told apart
 CLOSE = 0.01  # of accuracy: a learning rate this near to the best one is as good as it
 LAST = 5  # samples whose median stands for the end of the training
 
@@ -31,11 +36,11 @@ MEASURES = (
     "test_accuracy", "validation_accuracy", "train_accuracy", "train_loss", "validation_loss",
     "test_loss", "loss_gap", "accuracy_gap",
 )  # fmt: skip
-DRAWN = ("curves", "gradient_flow")
+ONLY_DRAWN = ("curves", "gradient_flow")
 CURVES = ("train_loss", "validation_loss", "test_loss", "validation_accuracy", "test_accuracy")
 SAME = (
     "net", "depth", "width", "schedule", "epochs", "batch_size", "dataset",
-    "train_size", "validation_size",
+    "train_size", "validation_size", "test_size",
 )  # fmt: skip
 """The settings that runs must share to be compared."""
 
@@ -43,43 +48,43 @@ SAME = (
 def analyse(trials: Iterable[Trial]) -> Facts:
     """Everything the report says.
 
-    `arenas` holds one entry for each net, track and schedule (and whatever else of `SAME` differs
-    between trials), with its `ranking` of re-run winners, best first, and its `sensitivity` to the
-    learning rate. An entry is `like_the_best` if it cannot be told from the first, None if there
-    are too few seeds to tell anything. Infinite values are `math.inf`; None is what is not known.
+    `comparisons` holds one entry for each net, search space and schedule (and whatever else of
+    `SAME` differs between trials), with
+
+    * `ranking`: the chosen settings, best mean first, each with its `difference` to the first and,
+      in the search space "all", its `gain` over the same optimizer's setting in "lr". p-values are
+      corrected for all that are in the same list.
+    * `selection`: the candidates on the selection seeds.
+    * `sensitivity`: the search.
+
+    Infinite values are `math.inf`; None is what is not known.
     """
-    arenas = [_arena(key, group) for key, group in _by_arena(trials).items()]
-    behind = [entry for arena in arenas for entry in arena["ranking"][1:]]
-    ps = corrected([entry["difference"]["p"] for entry in behind])
-    for entry, p in zip(behind, ps, strict=True):
-        entry["difference"]["p_corrected"] = p
-        entry["like_the_best"] = None if _too_few(entry) else p is not None and p > LIKELY
+    groups = _by_comparison(trials)
+    comparisons = {key: _comparison(key, group) for key, group in groups.items()}
+    for (search_space, *same), comparison in comparisons.items():
+        of_lr = comparisons.get(("lr", *same))
+        if search_space == "all" and of_lr is not None:
+            _add_gains(comparison, of_lr)
     return {
-        "arenas": arenas,
-        "comparisons": sum(p is not None for p in ps),
-        "trials": sum(arena["trials"] for arena in arenas),
+        "comparisons": list(comparisons.values()),
+        "trials": sum(comparison["trials"] for comparison in comparisons.values()),
     }
 
 
-def _too_few(entry: Facts) -> bool:
-    """Whether no difference at all could be told from chance with that many pairs."""
-    return least_p(len(entry["difference"]["values"])) > LIKELY
-
-
 def value(trial: Trial, measure: str) -> float | None:
-    """A measure of a trial, with what divergence makes of it; None where it was not measured."""
+    """A measure of a trial, with the worst value for a diverged one; None if it is unknown."""
     if trial["result"]["diverged"]:
         return _worst(measure)
-    found = trial["result"].get(measure)
-    return None if found is None else float(found)
+    measured = trial["result"].get(measure)
+    return None if measured is None else float(measured)
 
 
 def reached(trial: Trial, target: str, clock: str) -> float | None:
     """When a trial first reached a target: infinite if never, None if that clock did not run."""
-    found = trial["result"]["targets"][target]
-    if found["step"] is None:
+    first = trial["result"]["targets"][target]
+    if first["step"] is None:
         return math.inf
-    return None if found[clock] is None else float(found[clock])
+    return None if first[clock] is None else float(first[clock])
 
 
 def _worst(measure: str) -> float:
@@ -88,47 +93,58 @@ def _worst(measure: str) -> float:
     return CHANCE if "accuracy" in measure else math.inf
 
 
-def _by_arena(trials: Iterable[Trial]) -> dict[tuple[Any, ...], list[Trial]]:
-    arenas: dict[tuple[Any, ...], list[Trial]] = {}
+def _by_comparison(trials: Iterable[Trial]) -> dict[tuple[Any, ...], list[Trial]]:
+    groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in trials:
-        key = (trial["track"], *(trial["settings"][name] for name in SAME))
-        arenas.setdefault(key, []).append(trial)
+        key = (trial["search_space"], *(trial["settings"][name] for name in SAME))
+        groups.setdefault(key, []).append(trial)
     nets = [*ACTIVATIONS]
-    # "lr" before "all", nets as everywhere, and the order of everything else by its text.
+    # "lr" before "all", nets as everywhere, and everything else in the order of its text.
     return dict(
-        sorted(arenas.items(), key=lambda item: (
+        sorted(groups.items(), key=lambda item: (
             item[0][0] != "lr", nets.index(item[0][1]), *map(str, item[0]),
         ))
     )  # fmt: skip
 
 
-def _arena(key: tuple[Any, ...], trials: list[Trial]) -> Facts:
-    shared = dict(zip(("track", *SAME), key, strict=True))
-    finals = [trial for trial in trials if trial["phase"] == FINAL]
-    searched = [trial for trial in trials if trial["phase"] == SEARCH]
-    entries = [_entry(runs) for runs in _by_setting(finals)]
-    entries.sort(key=_place)
-    for entry in entries:
-        entry["difference"] = None if entry is entries[0] else _difference(entry, entries[0])
-        entry["like_the_best"] = entry is entries[0]
-    sensitivities = [
-        _sensitivity(name, mine)
+def _comparison(key: tuple[Any, ...], trials: list[Trial]) -> Facts:
+    shared = dict(zip(("search_space", *SAME), key, strict=True))
+    of_phase = {
+        phase: [trial for trial in trials if trial["phase"] == phase]
+        for phase in (SEARCH, SELECTION, FINAL)
+    }
+    ranking = [_entry(runs) for runs in _by_setting(of_phase[FINAL])]
+    ranking.sort(key=_rank)
+    for entry in ranking:
+        entry["difference"] = None if entry is ranking[0] else _difference(entry, ranking[0])
+    _correct([entry["difference"] for entry in ranking[1:]])
+    sensitivity = [
+        _sensitivity(name, searched, ranking, at_edge=shared["search_space"] == "lr")
         for name in OPTIMIZERS
-        if (mine := [one for one in searched if one["settings"]["optimizer"] == name])
+        if (searched := [x for x in of_phase[SEARCH] if x["settings"]["optimizer"] == name])
     ]
-    for one in sensitivities:
-        record = max(other["best"]["accuracy"] for other in sensitivities)
-        one["close_to_record"] = _close(one["points"], record)
+    for tuned in sensitivity:
+        record = max(point["accuracy"] for other in sensitivity for point in other["points"])
+        tuned["close_to_record"] = _close(tuned["points"], record)
+    best = ranking[0]["test_accuracy"]["mean"] if ranking else None
     return shared | {
         "title": describe(shared["net"], shared["depth"], shared["width"]),
         "trials": len(trials),
-        "seeds": sorted({trial["settings"]["seed"] for trial in finals}),
-        "ranking": entries,
-        "sensitivity": sensitivities,
+        "search_seeds": _seeds(of_phase[SEARCH]),
+        "selection_seeds": _seeds(of_phase[SELECTION]),
+        "seeds": _seeds(of_phase[FINAL]),
+        "sampling_error": None if best is None else sampling_error(best, shared["test_size"]),
+        "ranking": ranking,
+        "selection": _selection(of_phase[SELECTION], of_phase[SEARCH], ranking),
+        "sensitivity": sensitivity,
     }
 
 
-def _place(entry: Facts) -> tuple[float, float]:
+def _seeds(trials: Iterable[Trial]) -> list[int]:
+    return sorted({trial["settings"]["seed"] for trial in trials})
+
+
+def _rank(entry: Facts) -> tuple[float, float]:
     """The highest accuracy comes first, of equal ones the lowest loss; one that overflowed last."""
     loss = entry["train_loss"]["mean"]
     return -entry["test_accuracy"]["mean"], math.inf if loss is None else loss
@@ -138,93 +154,157 @@ def _by_setting(trials: Iterable[Trial]) -> list[list[Trial]]:
     """The runs of each optimizer and setting, by seed: two settings of one are two entries."""
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in sorted(trials, key=lambda trial: int(trial["settings"]["seed"])):
-        groups.setdefault(_setting(trial), []).append(trial)
+        groups.setdefault(_setting(trial["settings"]), []).append(trial)
     return [groups[key] for key in sorted(groups)]
 
 
-def _setting(trial: Trial) -> tuple[Any, ...]:
-    settings = trial["settings"]
+def _setting(settings: Facts) -> tuple[Any, ...]:
     options = tuple(sorted((name, str(number)) for name, number in settings["options"].items()))
     return ([*OPTIMIZERS].index(settings["optimizer"]), settings["lr"], options)
 
 
-def _entry(runs: list[Trial]) -> Facts:
-    settings = runs[0]["settings"]
+def _of_setting(settings: Facts) -> Facts:
     return {
         "optimizer": settings["optimizer"],
         "title": OPTIMIZERS[settings["optimizer"]].title,
         "lr": settings["lr"],
         "options": settings["options"],
+    }
+
+
+def _entry(runs: list[Trial]) -> Facts:
+    measures = {measure: _mean(runs, measure) for measure in MEASURES}
+    accuracies = measures["test_accuracy"]["values"]
+    return _of_setting(runs[0]["settings"]) | {
         "seeds": [run["settings"]["seed"] for run in runs],
-        "diverged": _share(run["result"]["diverged"] for run in runs),
+        "diverged": sum(run["result"]["diverged"] for run in runs),
+        "failed": sum(map(has_failed, accuracies)),
+        "median": statistics.median(accuracies),
         "targets": {target: _target(runs, target) for target in TARGETS},
         "curves": curves(runs),
         "gradient_flow": gradient_flow(runs),
-    } | {measure: _mean(runs, measure) for measure in MEASURES}
+    } | measures  # fmt: skip
 
 
 def _mean(runs: list[Trial], measure: str) -> Facts:
     """The values of all runs, their mean and its interval; no mean where a value is not known."""
     values = [value(run, measure) for run in runs]
     known = [one for one in values if one is not None]
-    mean = asdict(interval(known)) if known == values else dict.fromkeys(("mean", "low", "high"))
+    mean: Facts = dict.fromkeys(("mean", "low", "high"))
+    if known == values:
+        mean = asdict(interval(known))
+    if measure.endswith("_accuracy") and mean["low"] is not None:  # a share, also where runs fail
+        mean |= {"low": max(mean["low"], 0.0), "high": min(mean["high"], 1.0)}
     return mean | {"values": values}
 
 
 def _target(runs: list[Trial], target: str) -> Facts:
     """How many runs reach it, and by each clock the median over all: infinite if half miss it."""
-    found: Facts = {"of": len(runs)}
+    facts: Facts = {"of": len(runs)}
     for clock in CLOCKS:
         values = [reached(run, target, clock) for run in runs]
         known = [one for one in values if one is not None]
         median = statistics.median(known) if known == values else None
-        found[clock] = {"median": median, "values": values}
-    found["reached"] = sum(math.isfinite(step) for step in found["step"]["values"])
-    return found
+        facts[clock] = {"median": median, "values": values}
+    facts["reached"] = sum(math.isfinite(step) for step in facts["step"]["values"])
+    return facts
 
 
-def _difference(entry: Facts, best: Facts) -> Facts:
+def _difference(entry: Facts, other: Facts) -> Facts:
     """Of test accuracy, over the seeds that both have."""
     ours, theirs = (
         dict(zip(one["seeds"], one["test_accuracy"]["values"], strict=True))
-        for one in (entry, best)
+        for one in (entry, other)
     )
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
         return dict.fromkeys(("mean", "low", "high", "p")) | {"values": []}
-    found = difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
-    return asdict(found) | {"values": [ours[seed] - theirs[seed] for seed in seeds]}
+    paired = difference([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds])
+    return asdict(paired) | {"values": [ours[seed] - theirs[seed] for seed in seeds]}
 
 
-def _sensitivity(optimizer: str, trials: list[Trial]) -> Facts:
-    """How much the learning rate (in the track "all", the whole setting) matters in the search."""
+def _correct(differences: list[Facts]) -> None:
+    """Correct the p-values of the differences in one table, and add what the table could see."""
+    comparisons = sum(one["p"] is not None for one in differences)
+    for one, p in zip(differences, holm([one["p"] for one in differences]), strict=True):
+        one["p_corrected"] = p
+        one["told_apart"] = None if p is None else p < LEVEL
+        one["detectable"] = None if p is None else detectable(one["values"], comparisons)
+
+
+def _add_gains(comparison: Facts, of_lr: Facts) -> None:
+    """What tuning every hyper-parameter adds to tuning the learning rate, seed by seed."""
+    gains = []
+    for entry in comparison["ranking"]:
+        before = [one for one in of_lr["ranking"] if one["optimizer"] == entry["optimizer"]]
+        entry["gain"] = _difference(entry, before[0]) if before else None
+        gains += [entry["gain"]] if before else []
+    _correct(gains)
+
+
+def _selection(selected: list[Trial], searched: list[Trial], ranking: list[Facts]) -> list[Facts]:
+    """The candidates of each optimizer on the selection seeds, the best mean first."""
+    chosen = {_setting(entry) for entry in ranking}
+    before = {
+        _setting(trial["settings"]): value(trial, "validation_accuracy") for trial in searched
+    }
+    candidates = []
+    for runs in _by_setting(selected):
+        settings = runs[0]["settings"]
+        accuracies = _accuracies(runs)
+        candidates.append(
+            _of_setting(settings)
+            | {
+                "searched": before.get(_setting(settings)),
+                "values": accuracies,
+                "mean": statistics.fmean(accuracies),
+                "median": statistics.median(accuracies),
+                "failed": sum(map(has_failed, accuracies)),
+                "chosen": _setting(settings) in chosen,
+            }
+        )
+    order = [*OPTIMIZERS]
+    return sorted(candidates, key=lambda one: (order.index(one["optimizer"]), -one["mean"]))
+
+
+def _sensitivity(optimizer: str, trials: list[Trial], ranking: list[Facts], at_edge: bool) -> Facts:
+    """How much the learning rate (in the space "all", the whole setting) matters in the search.
+
+    `best` is the chosen setting or, before the selection, the best of the search.
+    """
     points = [
         {
             "lr": runs[0]["settings"]["lr"],
             "options": runs[0]["settings"]["options"],
             "accuracy": statistics.fmean(_accuracies(runs)),
             "loss": statistics.fmean(_losses(runs)),
-            "diverged": _share(run["result"]["diverged"] for run in runs),
+            "diverged": any(run["result"]["diverged"] for run in runs),
         }
         for runs in _by_setting(trials)
     ]
-    # As the protocol chooses: the highest accuracy, of equal ones the lowest loss.
-    best = max(points, key=lambda point: (point["accuracy"], -point["loss"]))
+    top = max(points, key=lambda point: (point["accuracy"], -point["loss"]))
+    settings = [
+        (entry["lr"], entry["options"]) for entry in ranking if entry["optimizer"] == optimizer
+    ]
+    chosen = [point for point in points if (point["lr"], point["options"]) in settings]
+    best = chosen[0] if chosen else top
     rates = [point["lr"] for point in points]
     return {
         "optimizer": optimizer,
         "title": OPTIMIZERS[optimizer].title,
         "points": points,
         "best": best,
-        "at_edge": best["lr"] in (min(rates), max(rates)),
-        "close": _close(points, best["accuracy"]),
-        "diverged": statistics.fmean(point["diverged"] for point in points),
+        "at_edge": at_edge and best["lr"] in (min(rates), max(rates)),
+        "tried": len(points),
+        "close": _close(points, top["accuracy"]),
+        "failed": sum(has_failed(point["accuracy"]) for point in points),
+        "diverged": sum(point["diverged"] for point in points),
     }
 
 
-def _close(points: list[Facts], best: float) -> float:
-    # Accuracies are shares of whole images, but floats: a hair must not decide.
-    return _share(point["accuracy"] >= best - CLOSE - 1e-9 for point in points)
+def _close(points: list[Facts], best: float) -> int:
+    # Accuracies are shares of whole images, but floats: rounding must not decide.
+    return sum(point["accuracy"] >= best - CLOSE - 1e-9 for point in points)
 
 
 def _losses(runs: list[Trial]) -> list[float]:
@@ -237,9 +317,9 @@ def _accuracies(runs: list[Trial]) -> list[float]:
 
 
 def curves(runs: list[Trial]) -> Facts:
-    """The median, the lowest and the highest of all runs at each step that one of them recorded.
+    """The median, the lowest and the highest of all runs at each step that any of them recorded.
 
-    A run that diverged goes on with the worst there is: its end must not better the others'.
+    A run that diverged goes on with the worst value, so that its end does not improve the median.
     """
     steps = sorted({step for run in runs for step in run["result"]["curves"]["step"]})
     epochs = {
@@ -247,35 +327,35 @@ def curves(runs: list[Trial]) -> Facts:
         for run in runs
         for step, epoch in zip(*_columns(run, "step", "epoch"), strict=True)
     }
-    found: Facts = {"step": steps, "epoch": [epochs[step] for step in steps]}
+    facts: Facts = {"step": steps, "epoch": [epochs[step] for step in steps]}
     for name in CURVES:
         at: dict[int, list[float]] = {step: [] for step in steps}
         for run in runs:
-            mine = dict(zip(*_columns(run, "step", name), strict=True))
+            recorded = dict(zip(*_columns(run, "step", name), strict=True))
             for step in steps:
-                if (one := mine.get(step)) is not None:
+                if (one := recorded.get(step)) is not None:
                     at[step].append(one)
                 elif run["result"]["diverged"] and step >= run["result"]["diverged_at_step"]:
                     at[step].append(_worst(name))
-        found[name] = {
-            word: [pick(values) if values else None for values in at.values()]
-            for word, pick in (("median", statistics.median), ("low", min), ("high", max))
+        facts[name] = {
+            label: [statistic(values) if values else None for values in at.values()]
+            for label, statistic in (("median", statistics.median), ("low", min), ("high", max))
         }
-    return found
+    return facts
 
 
 def gradient_flow(runs: list[Trial]) -> Facts:
-    """The norm of each layer's gradient when first looked at and at the end: medians over runs."""
+    """The norm of each layer's gradient when first measured and at the end: medians over runs."""
     norms = [run["result"]["gradient_norms"] for run in runs]
     layers = [name for name in norms[0] if name != "step"]
 
-    def over_runs(pick: Callable[[list[float]], float]) -> list[float | None]:
-        found = []
+    def over_runs(select: Callable[[list[float]], float]) -> list[float | None]:
+        medians = []
         for layer in layers:
             known = [[one for one in run[layer] if one is not None] for run in norms]
-            picked = [pick(values) for values in known if values]
-            found.append(statistics.median(picked) if picked else None)
-        return found
+            selected = [select(values) for values in known if values]
+            medians.append(statistics.median(selected) if selected else None)
+        return medians
 
     return {
         "layers": layers,
@@ -289,21 +369,17 @@ def _columns(run: Trial, *names: str) -> list[list[Any]]:
     return [run["result"]["curves"][name] for name in names]
 
 
-def _share(facts: Iterable[bool]) -> float:
-    return statistics.fmean(map(float, facts))
-
-
 def without_curves(facts: Facts) -> Facts:
-    """What is worth keeping for long: all but what is there to be drawn."""
+    """What is recorded: all but what is only drawn."""
     return facts | {
-        "arenas": [
-            arena
+        "comparisons": [
+            comparison
             | {
                 "ranking": [
-                    {name: one for name, one in entry.items() if name not in DRAWN}
-                    for entry in arena["ranking"]
+                    {name: one for name, one in entry.items() if name not in ONLY_DRAWN}
+                    for entry in comparison["ranking"]
                 ]
             }
-            for arena in facts["arenas"]
+            for comparison in facts["comparisons"]
         ]
     }

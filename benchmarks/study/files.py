@@ -1,4 +1,4 @@
-"""What the files of a study must hold: they may come from anywhere."""
+"""The layout of a study's files, which is checked when they are read."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from benchmarks.common.reading import (
     within_limits,
     yes_or_no,
 )
-from benchmarks.study.trial import FINAL, SCHEDULES, SEARCH, TARGETS, TRACKS
+from benchmarks.study.trial import FINAL, PHASES, SCHEDULES, SEARCH_SPACES, TARGETS
 
 STUDY_FILE = "study.json"
 TRIALS = "trials"
 DATASETS = ("mnist", "synthetic")
-OPTIONS = ("momentum", "beta2", "eps")
+OPTIONS = ("momentum", "beta2", "eps", "weight_decay")
 
 MEASURES = ("train", "validation", "test")
 TRIAL: Shape = {
     "protocol": whole(),
-    "phase": among((SEARCH, FINAL)),
-    "track": among(TRACKS),
+    "phase": among(PHASES),
+    "search_space": among(SEARCH_SPACES),
     "settings": {
         "net": among(ACTIVATIONS),
         "optimizer": among(OPTIMIZERS),
@@ -43,7 +43,7 @@ TRIAL: Shape = {
         "options": mapping(among(OPTIONS), number),
         "schedule": among(SCHEDULES),
         "dataset": among(DATASETS),
-        **within_limits("epochs", "batch_size", "train_size", "validation_size"),
+        **within_limits("epochs", "batch_size", "train_size", "validation_size", "test_size"),
         **within_limits("depth", "width", "seed"),
     },
     "result": {

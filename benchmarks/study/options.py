@@ -15,7 +15,7 @@ from benchmarks.common.command import Parser, whole_number
 from benchmarks.common.nets import ACTIVATIONS
 from benchmarks.common.options import ABSENT, add_data, add_device, add_names
 from benchmarks.study.protocol import BUDGETS, TUNED, Study
-from benchmarks.study.trial import SCHEDULES, TRACKS
+from benchmarks.study.trial import SCHEDULES, SEARCH_SPACES
 
 PROGRAM = "python -m benchmarks.study"
 EXAMPLES = f"""examples:
@@ -53,7 +53,7 @@ def build_parser() -> Parser:
     )
     add_names(what, "nets", ACTIVATIONS, "both")
     add_names(what, "optimizers", TUNED)
-    add_names(what, "tracks", TRACKS, "of the budget")
+    add_names(what, "search-spaces", SEARCH_SPACES, "of the budget")
     what.add_argument(
         "--schedule",
         choices=SCHEDULES,
@@ -63,8 +63,8 @@ def build_parser() -> Parser:
     )
     for name, text in (
         ("epochs", "passes over the training images"),
-        ("seeds", "runs of each winner"),
-        ("samples", "trials of each optimizer and net in the track all"),
+        ("seeds", "runs of each chosen setting, of which the tables are"),
+        ("samples", "trials for each dimension of the search space all"),
         ("batch-size", "images in a batch; the last of an epoch may have fewer"),
         ("depth", "hidden layers"),
         ("width", "units in each"),

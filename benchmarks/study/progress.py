@@ -1,4 +1,4 @@
-"""What is said while a study runs: a bar with the time left, and a line for what is settled."""
+"""Progress of a study: a bar with the time left, and a line for each result."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import rich.progress
 
 from benchmarks.common.command import say
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.study.protocol import Cell, Study, expected, missing, wanted, winner_of
-from benchmarks.study.trial import FINAL, SEARCH, Trial
+from benchmarks.study.protocol import Study, Sweep, expected, missing, wanted, winner_of
+from benchmarks.study.trial import FINAL, SELECTION, Trial, accuracy_of, has_failed
 
 
 class Progress:
@@ -24,7 +24,7 @@ class Progress:
         self._before, self._began = len(known), time.monotonic()
         self._bar = shown.add_task("trials", total=expected(study, known), completed=len(known))
         if known:
-            say(shown.console, f"{len(known)} trials were finished before")
+            say(shown.console, f"{len(known)} trials are already finished")
 
     def left(self) -> int:
         return len(missing(self._study, self._known))
@@ -34,31 +34,35 @@ class Progress:
         total = expected(self._study, self._known)
         self._shown.update(self._bar, completed=len(self._known), total=total)
         settings = trial.settings
-        cell = Cell(trial.track, settings.net, settings.optimizer)
-        if (news := self._news(cell, trial.phase)) is not None:
-            title = f"{settings.net} {OPTIMIZERS[settings.optimizer].title} ({cell.track})"
-            place = f"[{len(self._known)}/{total}]"
-            say(self._shown.console, f"{place} {title}: {news}; {self._time_left(total)}")
+        sweep = Sweep(trial.search_space, settings.net, settings.optimizer)
+        if (news := self._news(sweep, trial.phase)) is not None:
+            title = f"{settings.net} {OPTIMIZERS[settings.optimizer].title} ({sweep.search_space})"
+            count = f"[{len(self._known)}/{total}]"
+            say(self._shown.console, f"{count} {title}: {news}; {self._time_left(total)}")
 
-    def _news(self, cell: Cell, phase: str) -> str | None:
-        """What the trial settled, if it was the last of its phase."""
-        winner = winner_of(self._study, cell, self._known)
+    def _news(self, sweep: Sweep, phase: str) -> str | None:
+        """The result of a sweep's choice or comparison, if the trial was the last one of it."""
+        winner = winner_of(self._study, sweep, self._known)
         if winner is None:
             return None
-        if phase == SEARCH:
+        trials = list(wanted(self._study, sweep, self._known))
+        if phase != FINAL:
             result = self._known[winner.trial.key]["result"]
-            edge = ", the end of its grid" if winner.at_edge else ""
+            edge = ", at the end of its grid" if winner.at_edge else ""
+            accuracy = _percent(accuracy_of(result, "validation"))
+            of_selection = sum(trial.phase == SELECTION for trial in trials)
+            chosen = f"chosen by {of_selection} more trials" if of_selection else "one candidate"
             return (
-                f"best learning rate {winner.trial.settings.lr:g}{edge}, validation accuracy "
-                f"{_percent(result['validation_accuracy'])}"
+                f"learning rate {winner.trial.settings.lr:g}{edge}, validation accuracy "
+                f"{accuracy} in the search, {chosen}"
             )
-        finals = [one for one in wanted(self._study, cell, self._known) if one.phase == FINAL]
-        if any(one.key not in self._known for one in finals):
+        finals = [trial for trial in trials if trial.phase == FINAL]
+        if any(trial.key not in self._known for trial in finals):
             return None
-        found = [self._known[one.key]["result"]["test_accuracy"] for one in finals]
-        known = [one for one in found if one is not None]
-        lost = f", {len(found) - len(known)} diverged" if len(known) < len(found) else ""
-        return f"test accuracy {_percent(statistics.fmean(known) if known else None)}{lost}"
+        accuracies = [accuracy_of(self._known[trial.key]["result"], "test") for trial in finals]
+        failures = sum(map(has_failed, accuracies))
+        failed = f", {failures} failed" if failures else ""
+        return f"test accuracy {_percent(statistics.fmean(accuracies))}{failed}"
 
     def _time_left(self, total: int) -> str:
         done = len(self._known) - self._before
@@ -66,5 +70,5 @@ class Progress:
         return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left"
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f} %"
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"

@@ -1,18 +1,25 @@
-"""What is run, in which order, and how a winner is chosen: a function of what is known so far.
+"""What is run, in which order, and how settings are chosen: a function of the results so far.
 
-Every cell (a track, a net, an optimizer) has the same budget. In the track "lr" its trials are the
-learning rates of one grid. While the best is at an end of the grid, the grid grows there by a rate,
-by `extra` rates at most in each cell. In the track "all" the trials are quasi-random points: the
-learning rate within a decade to either side of the winner in "lr", and whatever else the optimizer
-has within the ranges of `RANGES`. The winner has the highest validation accuracy at the end, of
-equal ones the lowest validation loss; it is trained again on each of `seeds`. The test set has no
-say. Searches have a seed that is not among those.
+A sweep is the search for the best setting of one optimizer on one net in one search space. All
+optimizers have the same protocol:
+
+1. Search, on one seed. In the search space "lr" the trials are the learning rates of one grid, and
+   all other options keep their defaults. While one of the candidates (see 2) is at an end of the
+   grid, the grid is extended there, by at most `extra` rates. In the search space "all" the first
+   trial is the winner of "lr", so that only chance can make the wider space worse. The others are
+   `samples` quasi-random points for each dimension: the learning rate within a factor of 10 of the
+   winner of "lr" (if that has failed, anywhere in the grid), the options in the ranges of `TUNED`.
+2. Selection, on `selection_seeds` other seeds. The best `candidates` settings of the search are
+   trained again, except those that failed (at chance). `selection_score` decides.
+3. Comparison. The winner is trained on `seeds` further seeds, the same for all optimizers. Only
+   these trials evaluate the test set.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -22,23 +29,35 @@ from torch.quasirandom import SobolEngine
 
 from benchmarks.common.command import CannotRun
 from benchmarks.common.data import TEST_SIZE, TRAIN_SIZE
-from benchmarks.study.trial import FINAL, SEARCH, Settings, Trial
+from benchmarks.study.trial import (
+    FINAL,
+    SEARCH,
+    SELECTION,
+    Settings,
+    Trial,
+    accuracy_of,
+    has_failed,
+)
 
 SEARCH_SEED = 41
+FIRST_SELECTION_SEED = 21
 FIRST_SEED = 42
 VALIDATION_SHARE = 6  # one in so many training images validates: 10,000 of MNIST's 60,000
 
 Known = Mapping[str, Mapping[str, Any]]  # the contents of the files of trials, by key
+Range = tuple[float, float]
 
-# Exponents of ten of 1 − μ (or 1 − β₁), of 1 − β₂ (or 1 − α) and of ε.
-RANGES = {"momentum": (-3.0, 0.0), "beta2": (-4.0, -1.0), "eps": (-10.0, -3.0)}
-TUNED = {
-    "sgd": (),
-    "momentum": ("momentum",),
-    "adagrad": ("eps",),
-    "rmsprop": ("beta2", "eps"),
-    "adam": ("momentum", "beta2", "eps"),
-    "adamw": ("momentum", "beta2", "eps"),
+# Exponents of ten of 1 − μ (or 1 − β₁), of 1 − β₂ (or 1 − α), of ε, and of λ: that of a penalty,
+# and that of AdamW, whose decay is multiplied by the learning rate.
+MOMENTUM, BETA2, EPS = (-3.0, 0.0), (-4.0, -1.0), (-10.0, -3.0)
+PENALTY, DECAY = (-6.0, -2.0), (-4.0, 0.0)
+TUNED: dict[str, dict[str, Range]] = {
+    "sgd": {"weight_decay": PENALTY},
+    "momentum": {"momentum": MOMENTUM, "weight_decay": PENALTY},
+    "adagrad": {"eps": EPS, "weight_decay": PENALTY},
+    "rmsprop": {"beta2": BETA2, "eps": EPS, "weight_decay": PENALTY},
+    "adam": {"momentum": MOMENTUM, "beta2": BETA2, "eps": EPS, "weight_decay": PENALTY},
+    "adamw": {"momentum": MOMENTUM, "beta2": BETA2, "eps": EPS, "weight_decay": DECAY},
 }
 
 
@@ -61,13 +80,15 @@ class Study:
 
     budget: str
     grid: Grid
-    extra: int  # rates that a cell's grid may grow by
-    samples: int  # points of a cell in the track "all"
+    extra: int  # rates by which the grid of a sweep may be extended
+    samples: int  # points for each dimension of the search space "all"
+    candidates: int  # settings of a sweep that go on to the selection
+    selection_seeds: int
     seeds: int
     epochs: int
     train_size: int = TRAIN_SIZE  # validation images included
     test_size: int = TEST_SIZE
-    tracks: tuple[str, ...] = ("lr", "all")
+    search_spaces: tuple[str, ...] = ("lr", "all")
     nets: tuple[str, ...] = ("sigmoid", "relu")
     optimizers: tuple[str, ...] = tuple(TUNED)
     schedule: str = "constant"
@@ -80,21 +101,21 @@ class Study:
     def validation_size(self) -> int:
         return self.train_size // VALIDATION_SHARE
 
-    def cells(self) -> list[Cell]:
+    def sweeps(self) -> list[Sweep]:
         return [
-            Cell(track, net, optimizer)
-            for track in self.tracks
+            Sweep(search_space, net, optimizer)
+            for search_space in self.search_spaces
             for net in self.nets
             for optimizer in self.optimizers
         ]
 
     def check(self) -> None:
-        """Refuse what cannot be compared or takes no data."""
-        if "all" in self.tracks and "lr" not in self.tracks:
-            raise CannotRun("the track all begins at the winners of the track lr: choose both")
-        if "all" in self.tracks and not self.samples:
+        """Refuse what cannot be compared or has no data."""
+        if "all" in self.search_spaces and "lr" not in self.search_spaces:
+            raise CannotRun("the search space all starts at the winners of lr: choose both")
+        if "all" in self.search_spaces and not self.samples:
             raise CannotRun(
-                f"the budget {self.budget} has no trials for the track all: add --samples"
+                f"the budget {self.budget} has no trials for the search space all: add --samples"
             )
         if not self.validation_size:
             raise CannotRun(f"--train-size {self.train_size} leaves no image for validation")
@@ -104,118 +125,205 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Cell:
-    track: str
+class Sweep:
+    search_space: str
     net: str
     optimizer: str
 
 
 BUDGETS = {
     "quick": Study(
-        "quick", Grid(-4, 1, 6), extra=1, samples=0, seeds=3, epochs=3,
-        train_size=12_000, test_size=2_000, tracks=("lr",),
+        "quick", Grid(-4, 1, 6), extra=1, samples=0, candidates=2, selection_seeds=3, seeds=3,
+        epochs=3, train_size=12_000, test_size=2_000, search_spaces=("lr",),
     ),
-    "standard": Study("standard", Grid(-4, 2, 11), extra=3, samples=8, seeds=10, epochs=4),
-    "full": Study("full", Grid(-5, 5, 36), extra=10, samples=64, seeds=10, epochs=20),
+    "standard": Study(
+        "standard", Grid(-4, 2, 11), extra=3, samples=2, candidates=3, selection_seeds=3, seeds=10,
+        epochs=4,
+    ),
+    "full": Study(
+        "full", Grid(-5, 5, 36), extra=10, samples=16, candidates=4, selection_seeds=5, seeds=10,
+        epochs=20,
+    ),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Winner:
-    """The best trial of a cell's search, and whether its grid ended there in spite of all."""
+    """The setting that a sweep has chosen.
+
+    Attributes:
+        trial: its trial in the search.
+        extra: by how many rates the grid was extended.
+        at_edge: whether it is at an end of the grid all the same.
+    """
 
     trial: Trial
-    extra: int
-    at_edge: bool
+    extra: int = 0
+    at_edge: bool = False
 
 
 def missing(study: Study, known: Known) -> list[Trial]:
     """The trials that can be run now and have not been, in a good order."""
     return [
-        trial for cell in study.cells() for trial in wanted(study, cell, known)
+        trial for sweep in study.sweeps() for trial in wanted(study, sweep, known)
         if trial.key not in known
     ]  # fmt: skip
 
 
-def wanted(study: Study, cell: Cell, known: Known) -> Iterator[Trial]:
-    """The trials of a cell as far as they can be told from what is known."""
-    if cell.track == "lr":
-        searched, winner = _search_grid(study, cell, known)
-    else:
-        searched, winner = _search_all(study, cell, known)
-    yield from searched
+def wanted(study: Study, sweep: Sweep, known: Known) -> Iterator[Trial]:
+    """The trials of a sweep as far as they are determined by what is known."""
+    trials, winner = _search(study, sweep, known)
+    yield from trials
     if winner is not None:
-        for seed in range(FIRST_SEED, FIRST_SEED + study.seeds):
-            yield Trial(FINAL, cell.track, replace(winner.trial.settings, seed=seed))
+        yield from _repeated(winner.trial, FINAL, FIRST_SEED, study.seeds)
 
 
-def winner_of(study: Study, cell: Cell, known: Known) -> Winner | None:
-    """The winner of a cell; None while its search goes on."""
-    search = _search_grid if cell.track == "lr" else _search_all
-    return search(study, cell, known)[1]
+def winner_of(study: Study, sweep: Sweep, known: Known) -> Winner | None:
+    """The winner of a sweep; None before its selection is complete."""
+    return _search(study, sweep, known)[1]
 
 
 def expected(study: Study, known: Known) -> int:
-    """How many trials there will be, if no more grids grow."""
-    return sum(
-        max(
-            sum(1 for _ in wanted(study, cell, known)),
-            study.seeds + (study.grid.count if cell.track == "lr" else study.samples),
-        )
-        for cell in study.cells()
-    )
+    """How many trials there will be at most, if no more grids are extended."""
+    total = 0
+    for sweep in study.sweeps():
+        trials, winner = _search(study, sweep, known)
+        searched = sum(trial.phase == SEARCH for trial in trials)
+        if not searched:  # it waits for the winner of "lr"
+            searched = 1 + study.samples * (1 + len(TUNED[sweep.optimizer]))
+        selected = study.candidates * study.selection_seeds
+        if winner is not None:
+            selected = len(trials) - searched
+        total += searched + selected + study.seeds
+    return total
 
 
-def _search_grid(study: Study, cell: Cell, known: Known) -> tuple[list[Trial], Winner | None]:
+def selection_score(results: Iterable[Mapping[str, Any]]) -> float:
+    """What decides among candidates: their mean validation accuracy over the selection seeds.
+
+    A run that diverged counts as guessing, so every failed seed counts in full. With few seeds the
+    median would not: on a deep sigmoid net AdaGrad trains to 94 % at a rate that fails on four of
+    ten seeds, and two good runs of three hide that. The mean is also what the comparison ranks by.
+    """
+    return statistics.fmean(accuracy_of(result, "validation") for result in results)
+
+
+def _search(study: Study, sweep: Sweep, known: Known) -> tuple[list[Trial], Winner | None]:
+    """The trials of search and selection, and the winner once they have been run."""
+    search = _search_lr if sweep.search_space == "lr" else _search_all
+    return search(study, sweep, known)
+
+
+def _search_lr(study: Study, sweep: Sweep, known: Known) -> tuple[list[Trial], Winner | None]:
     first, last = 0, study.grid.count - 1
     while True:
-        numbers = range(first, last + 1)
-        trials = [_trial(study, cell, study.grid.rate(number)) for number in numbers]
-        best = _best(trials, known)
-        if best is None:
+        trials = [_trial(study, sweep, study.grid.rate(n)) for n in range(first, last + 1)]
+        if any(trial.key not in known for trial in trials):
             return trials, None
-        number = numbers[trials.index(best)]
+        candidates = _candidates(trials, study.candidates, known)
         extra = len(trials) - study.grid.count
-        at_edge = number in (first, last)
-        if not at_edge or extra == study.extra:
-            return trials, Winner(best, extra, at_edge)
-        first, last = (first - 1, last) if number == first else (first, last + 1)
+        at_end = [trial for trial in candidates if trial in (trials[0], trials[-1])]
+        if not at_end or extra == study.extra:
+            break
+        first, last = (first - 1, last) if at_end[0] == trials[0] else (first, last + 1)
+    repeated, chosen = _select(study, candidates, known)
+    winner = None if chosen is None else Winner(chosen, extra, chosen in at_end)
+    return trials + repeated, winner
 
 
-def _search_all(study: Study, cell: Cell, known: Known) -> tuple[list[Trial], Winner | None]:
-    centre = winner_of(study, replace(cell, track="lr"), known)
-    if centre is None:
+def _search_all(study: Study, sweep: Sweep, known: Known) -> tuple[list[Trial], Winner | None]:
+    of_lr = winner_of(study, replace(sweep, search_space="lr"), known)
+    if of_lr is None:
         return [], None
-    names = TUNED[cell.optimizer]
-    trials = []
-    for place, *others in _points(1 + len(names), study.samples):
-        rate = float(f"{centre.trial.settings.lr * 10 ** (2 * place - 1):.3g}")
-        options = {name: _option(name, u) for name, u in zip(names, others, strict=True)}
-        trials.append(_trial(study, cell, rate, options))
-    best = _best(trials, known)
-    return trials, None if best is None else Winner(best, 0, False)
+    first = replace(of_lr.trial, search_space="all")
+    centre, reach = math.log10(first.settings.lr), 1.0
+    if _failed(of_lr.trial, known):
+        ends = [math.log10(study.grid.rate(n)) for n in (0, study.grid.count - 1)]
+        centre, reach = statistics.fmean(ends), (ends[1] - ends[0]) / 2
+    ranges = TUNED[sweep.optimizer]
+    dimensions = 1 + len(ranges)
+    sampled = []
+    for u, *others in _points(dimensions, study.samples * dimensions):
+        rate = float(f"{10 ** (centre + reach * (2 * u - 1)):.3g}")
+        options = {
+            name: _option(name, ranges[name], v) for name, v in zip(ranges, others, strict=True)
+        }
+        sampled.append(_trial(study, sweep, rate, options))
+    trials = [first, *sampled]
+    if any(trial.key not in known for trial in trials):
+        return trials, None
+    rivals = [
+        one for one in _candidates(sampled, study.candidates - 1, known) if not _failed(one, known)
+    ]
+    repeated, chosen = _select(study, [first, *rivals], known)
+    return trials + repeated, None if chosen is None else Winner(chosen)
+
+
+def _candidates(trials: list[Trial], count: int, known: Known) -> list[Trial]:
+    """The best trials of a search, best first: those that did not fail, or else only the best."""
+    ranked = sorted(trials, key=lambda trial: _rank(known[trial.key]["result"]))
+    return [trial for trial in ranked[:count] if not _failed(trial, known)] or ranked[:1]
+
+
+def _rank(result: Mapping[str, Any]) -> tuple[bool, float, float]:
+    """The highest accuracy comes first, of equal ones the lowest loss."""
+    if result["diverged"]:
+        return True, 0.0, math.inf
+    return False, -result["validation_accuracy"], result["validation_loss"]
+
+
+def _failed(trial: Trial, known: Known) -> bool:
+    return has_failed(accuracy_of(known[trial.key]["result"], "validation"))
+
+
+def _select(
+    study: Study, candidates: list[Trial], known: Known
+) -> tuple[list[Trial], Trial | None]:
+    """The candidates' trials on the selection seeds and, once they are known, the best candidate.
+
+    Of equal ones the first is chosen. A single candidate needs no selection.
+    """
+    if len(candidates) == 1:
+        return [], candidates[0]
+    repeated = [
+        _repeated(one, SELECTION, FIRST_SELECTION_SEED, study.selection_seeds) for one in candidates
+    ]
+    trials = [
+        trial for of_seed in zip(*repeated, strict=True) for trial in of_seed
+    ]  # to be stacked
+    if any(trial.key not in known for trial in trials):
+        return trials, None
+    scores = [selection_score(known[trial.key]["result"] for trial in runs) for runs in repeated]
+    return trials, candidates[scores.index(max(scores))]
+
+
+def _repeated(trial: Trial, phase: str, first_seed: int, seeds: int) -> list[Trial]:
+    return [
+        Trial(phase, trial.search_space, replace(trial.settings, seed=seed))
+        for seed in range(first_seed, first_seed + seeds)
+    ]
 
 
 @cache
 def _points(dimensions: int, count: int) -> list[list[float]]:
-    """Points of a scrambled Sobol sequence, 0 … 1: the same for all cells of as many dimensions."""
+    """Points of a scrambled Sobol sequence in (0, 1): for all sweeps of as many dimensions."""
     engine = SobolEngine(dimensions, scramble=True, seed=SEARCH_SEED)
     points: list[list[float]] = engine.draw(count, dtype=torch.float64).tolist()
     return points
 
 
-def _option(name: str, place: float) -> float:
-    low, high = RANGES[name]
-    value = 10 ** (low + place * (high - low))
-    return float(f"{value:.3g}") if name == "eps" else round(1 - value, 5)
+def _option(name: str, exponents: Range, u: float) -> float:
+    low, high = exponents
+    value = 10 ** (low + u * (high - low))
+    return round(1 - value, 5) if name in ("momentum", "beta2") else float(f"{value:.3g}")
 
 
 def _trial(
-    study: Study, cell: Cell, lr: float, options: Mapping[str, float] | None = None
+    study: Study, sweep: Sweep, lr: float, options: Mapping[str, float] | None = None
 ) -> Trial:
     settings = Settings(
-        net=cell.net,
-        optimizer=cell.optimizer,
+        net=sweep.net,
+        optimizer=sweep.optimizer,
         lr=lr,
         options=options or {},
         schedule=study.schedule,
@@ -227,17 +335,6 @@ def _trial(
         dataset=study.dataset,
         train_size=study.train_size - study.validation_size,
         validation_size=study.validation_size,
+        test_size=study.test_size,
     )
-    return Trial(SEARCH, cell.track, settings)
-
-
-def _best(trials: list[Trial], known: Known) -> Trial | None:
-    if any(trial.key not in known for trial in trials):
-        return None
-    return min(trials, key=lambda trial: _badness(known[trial.key]["result"]))
-
-
-def _badness(result: Mapping[str, Any]) -> tuple[bool, float, float]:
-    if result["diverged"]:
-        return True, 0.0, math.inf
-    return False, -result["validation_accuracy"], result["validation_loss"]
+    return Trial(SEARCH, sweep.search_space, settings)

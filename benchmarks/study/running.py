@@ -1,8 +1,8 @@
 """Hand trials to workers: processes of this machine, or those of a Dask cluster.
 
-Workers train and hand back results; this process alone writes files, so that nothing has to be
-locked. With Dask any number of machines share the work: it deals trials out, and deals them out
-again when a worker is lost. No digits have to be on those machines: they are sent along.
+Workers train and return results. Only this process writes files, so nothing has to be locked.
+With Dask any number of machines share the work, and the trials of a lost worker are run again.
+Those machines need no data set: the digits are sent to them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.common.workers import workers
 from benchmarks.study.protocol import Study, missing
 from benchmarks.study.stacked import stackable, train_stack
 from benchmarks.study.store import Store
-from benchmarks.study.trial import PROTOCOL, OnStep, Split, Trial, train
+from benchmarks.study.trial import PROTOCOL, OnStep, Split, Trial, run_key_of, train
 
 Unit = list[Trial]  # what is trained together
 Results = list[dict[str, Any]]
@@ -41,30 +41,42 @@ class Workers:
 def run_trials(
     study: Study, store: Store, some: Workers, stack: int, on_kept: OnKept
 ) -> dict[str, dict[str, Any]]:
-    """Run what is missing until nothing is; returns all trials."""
+    """Run what is missing until nothing is; returns all trials.
+
+    A trial that is in both search spaces is run once and kept for each of them.
+    """
     known = store.trials()
-    flying: dict[Future[Results], Unit] = {}
+    results = {run_key_of(content): content["result"] for content in known.values()}
+    running: dict[Future[Results], Unit] = {}
+
+    def keep(trial: Trial, result: dict[str, Any]) -> None:
+        known[trial.key] = store.keep(trial, result)
+        results[trial.run_key] = known[trial.key]["result"]
+        on_kept(trial, known[trial.key])
+
     while True:
-        begun = {trial.key for unit in flying.values() for trial in unit}
-        open_trials = [one for one in missing(study, known) if one.key not in begun]
-        for unit in units(open_trials, stack):
-            if len(flying) == some.count:
+        while shared := [one for one in missing(study, known) if one.run_key in results]:
+            for trial in shared:
+                keep(trial, results[trial.run_key])
+        begun = {trial.run_key for unit in running.values() for trial in unit}
+        waiting = [one for one in missing(study, known) if one.run_key not in begun]
+        for unit in units(waiting, stack):
+            if len(running) == some.count:
                 break
-            flying[some.submit(unit)] = unit
-        if not flying:
+            running[some.submit(unit)] = unit
+        if not running:
             return known
-        done = wait(flying, return_when=FIRST_COMPLETED).done
-        # Those that failed come last: what the others found is kept first.
+        done = wait(running, return_when=FIRST_COMPLETED).done
+        # The results of the others are kept before an exception is raised.
         for future in sorted(done, key=lambda one: one.exception() is not None):
-            for trial, result in zip(flying.pop(future), future.result(), strict=True):
-                known[trial.key] = store.keep(trial, result)
-                on_kept(trial, known[trial.key])
+            for trial, result in zip(running.pop(future), future.result(), strict=True):
+                keep(trial, result)
 
 
 def units(trials: Sequence[Trial], stack: int) -> Iterator[Unit]:
-    """Put together what can be stacked, up to `stack` trials."""
-    for _, alike in groupby(trials, stackable):
-        group = list(alike)
+    """Group neighbours that can be stacked, up to `stack` trials in each."""
+    for _, neighbours in groupby(trials, stackable):
+        group = list(neighbours)
         for start in range(0, len(group), stack):
             yield group[start : start + stack]
 
@@ -77,7 +89,7 @@ def work(unit: Unit, data: Split, on_step: OnStep = lambda: None) -> Results:
 
 @contextmanager
 def this_process(data: Split) -> Iterator[Workers]:
-    """No workers: each trial is trained at once."""
+    """No workers: each trial is trained when it is submitted."""
 
     def submit(unit: Unit) -> Future[Results]:
         future: Future[Results] = Future()
@@ -89,17 +101,17 @@ def this_process(data: Split) -> Iterator[Workers]:
 
 @contextmanager
 def processes(count: int, data: Split) -> Iterator[Workers]:
-    """Processes of a single thread: for nets this small, threads mostly wait for one another."""
+    """Processes of one thread each: with nets this small, threads mostly wait for one another."""
     with _laid_down(data) as path, workers(count, _begin, path, data.images.device) as some:
         yield Workers(lambda unit: some.submit(_work, unit), count)
 
 
 @contextmanager
 def _laid_down(data: Split) -> Iterator[str]:
-    """A file that others map into memory: one copy of the digits, however many workers.
+    """A file that all workers map into memory, so that there is one copy of the digits.
 
-    Where Linux names what a process has open the file has no name of its own, so that it is gone
-    with the last process, even one that is killed.
+    Where /proc lists open files it has no other name, so it vanishes with the last process that
+    has it open, even if that is killed.
     """
     opened = Path("/proc", str(os.getpid()), "fd")
     make = tempfile.TemporaryFile if opened.exists() else tempfile.NamedTemporaryFile
@@ -107,7 +119,7 @@ def _laid_down(data: Split) -> Iterator[str]:
         try:
             torch.save(vars(data), file)
             file.flush()
-        except RuntimeError as problem:  # torch's word for a file that takes only a part
+        except RuntimeError as problem:  # which torch raises for a file that was cut short
             raise OSError(f"no room for the digits in {tempfile.gettempdir()}") from problem
         yield str(opened / str(file.fileno())) if opened.exists() else file.name
 
@@ -149,7 +161,7 @@ def check_cluster(address: str) -> None:
     """Refuse a cluster that cannot train, or would train something else.
 
     Raises:
-        CannotRun: it is not there, has no workers, or does not know this version of the study.
+        CannotRun: it is absent, has no workers, or has another version of the study.
     """
     where = "benchmarks.study.trial:PROTOCOL"
     with _client(address) as client:
@@ -172,9 +184,9 @@ def _client(address: str) -> Any:
         from distributed import Client
     except ImportError as problem:
         raise CannotRun("--scheduler needs Dask: pip install 'dask[distributed]'") from problem
-    make: Any = Client  # which is typed in part
+    make_client: Any = Client  # which is only partly typed
     try:
-        return make(address, timeout=10)
+        return make_client(address, timeout=10)
     except (OSError, ValueError) as problem:
         raise CannotRun(f"--scheduler {address}: {problem}") from problem
 

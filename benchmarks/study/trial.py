@@ -1,4 +1,4 @@
-"""One trial: a net trained with one setting, and all that is measured of it."""
+"""One trial: a net trained with one setting of its optimizer, and all that is measured of it."""
 
 from __future__ import annotations
 
@@ -18,28 +18,33 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from benchmarks.common.data import SYNTHETIC_NAME, Digits
-from benchmarks.common.nets import build_net, weights_by_layer
+from benchmarks.common.nets import CLASSES, build_net, weights_by_layer
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.training import evaluate, shuffled
 
-PROTOCOL = 1  # raised when results of an older version may no longer be mixed with newer ones
-SEARCH, FINAL = "search", "final"
-TRACKS = ("lr", "all")
+PROTOCOL = 2  # raised when results of an older version may no longer be mixed with newer ones
+SEARCH, SELECTION, FINAL = PHASES = ("search", "selection", "final")
+SEARCH_SPACES = ("lr", "all")
 SCHEDULES = ("constant", "cosine", "step")
 TARGETS = (0.97, 0.98)  # of validation accuracy
-LOOKS = {SEARCH: 1, FINAL: 4}  # evaluations in an epoch; the clock stands still meanwhile
+# On validation images; the timer stands still meanwhile. The test set is evaluated after an epoch.
+EVALUATIONS_PER_EPOCH = {SEARCH: 1, SELECTION: 1, FINAL: 4}
+CHANCE = 1 / CLASSES
+# Below it a run has failed. A net that gives every image the same class scores up to 11.4 %.
+AT_CHANCE = 2 * CHANCE
 
 # Initial weights come from torch's global generator, which the threads of a worker share.
-_ONE_AT_A_TIME = threading.Lock()
+_GENERATOR_LOCK = threading.Lock()
 
 OnStep = Callable[[], None]  # is called after each step, and may raise to end the training
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides how a net is trained. `options` holds what is not the optimizer's default.
+    """All that decides a trial's result. `options` holds what is not the optimizer's default.
 
-    Its names are `momentum` (β₁ of Adam and AdamW), `beta2` (α of RMSProp) and `eps`.
+    Its names are `momentum` (β₁ of Adam and AdamW), `beta2` (α of RMSProp), `eps` and
+    `weight_decay`.
     """
 
     net: str
@@ -55,6 +60,7 @@ class Settings:
     dataset: str = "mnist"
     train_size: int = 50_000
     validation_size: int = 10_000
+    test_size: int = 10_000
 
     @property
     def steps_per_epoch(self) -> int:
@@ -65,7 +71,7 @@ class Settings:
         return self.epochs * self.steps_per_epoch
 
     def keywords(self) -> dict[str, Any]:
-        """What the optimizer's constructor is given."""
+        """The keyword arguments of the optimizer's constructor."""
         keywords: dict[str, Any] = {"lr": self.lr, **OPTIMIZERS[self.optimizer].options}
         options = dict(self.options)
         if self.optimizer in ("adam", "adamw") and options.keys() & {"momentum", "beta2"}:
@@ -77,31 +83,57 @@ class Settings:
 
 @dataclass(frozen=True)
 class Trial:
-    """What is run, and what for: a search of a track, or the re-run of its winner."""
+    """A training run and its purpose: which phase of the study of which search space."""
 
     phase: str
-    track: str
+    search_space: str
     settings: Settings
 
     def content(self) -> dict[str, Any]:
-        return {"protocol": PROTOCOL, "phase": self.phase, "track": self.track} | {
-            "settings": asdict(self.settings)
+        return {
+            "protocol": PROTOCOL,
+            "phase": self.phase,
+            "search_space": self.search_space,
+            "settings": asdict(self.settings),
         }
 
     @cached_property
     def key(self) -> str:
+        """The name of the trial's file."""
         return key_of(self.content())
+
+    @cached_property
+    def run_key(self) -> str:
+        """Trials of two search spaces that have it in common have the same result."""
+        return run_key_of(self.content())
 
 
 def key_of(content: Mapping[str, Any]) -> str:
-    """The name of a trial's file, from what the trial is; its result has no part in it."""
-    what = {name: content[name] for name in ("protocol", "phase", "track", "settings")}
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    return _hash(content, "protocol", "phase", "search_space", "settings")
+
+
+def run_key_of(content: Mapping[str, Any]) -> str:
+    return _hash(content, "protocol", "phase", "settings")
+
+
+def _hash(content: Mapping[str, Any], *names: str) -> str:
+    text = json.dumps({name: content[name] for name in names}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def accuracy_of(result: Mapping[str, Any], part: str) -> float:
+    """The accuracy at the end on a data set; a run that diverged counts as guessing."""
+    return CHANCE if result["diverged"] else float(result[f"{part}_accuracy"])
+
+
+def has_failed(accuracy: float) -> bool:
+    """Whether a run with this accuracy at the end has learnt nothing, or lost it again."""
+    return accuracy < AT_CHANCE
 
 
 @dataclass(frozen=True)
 class Split:
-    """Digits in three parts. The last of the training set validate; the test set only reports."""
+    """Digits in three parts: for training, for choosing settings, and for the comparison."""
 
     images: Tensor
     labels: Tensor
@@ -128,8 +160,8 @@ def dataset_of(digits: Digits) -> str:
 
 
 @dataclass
-class Observations:
-    """What is seen of one net in training. The test set is looked at in finals alone."""
+class History:
+    """The measurements of one training run."""
 
     trial: Trial
     steps: int = 0
@@ -138,7 +170,7 @@ class Observations:
     gradient_norms: dict[str, list[float]] = field(default_factory=dict)
     targets: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
-    def look(
+    def add_evaluation(
         self,
         step: int,
         losses: Tensor,
@@ -146,11 +178,11 @@ class Observations:
         validation: tuple[float, float],
         test: tuple[float, float],
     ) -> None:
-        """Note an evaluation, and the losses of the steps since the one before."""
+        """Add losses and accuracies, and the training losses of the steps since the last ones."""
         self.steps = step
-        broken = (~losses.isfinite()).nonzero()
-        if len(broken):
-            self.diverged_at_step = step - len(losses) + int(broken[0]) + 1
+        not_finite = (~losses.isfinite()).nonzero()
+        if len(not_finite):
+            self.diverged_at_step = step - len(losses) + int(not_finite[0]) + 1
         elif not math.isfinite(validation[0]):
             self.diverged_at_step = step
         epoch = step / self.trial.settings.steps_per_epoch
@@ -168,7 +200,7 @@ class Observations:
             if str(target) not in self.targets and validation[1] >= target:
                 self.targets[str(target)] = {"step": step, "epoch": epoch, "seconds": seconds}
 
-    def look_at_gradients(self, step: int, norms: Mapping[str, float]) -> None:
+    def add_gradient_norms(self, step: int, norms: Mapping[str, float]) -> None:
         _append(self.gradient_norms, step=step, **norms)
 
     def result(self, seconds: float | None, train: tuple[float, float]) -> dict[str, Any]:
@@ -199,20 +231,20 @@ def _append(lists: dict[str, list[float]], **values: float) -> None:
         lists.setdefault(name, []).append(value)
 
 
-class Stopwatch:
-    """Seconds of training: it stands still while a net is evaluated."""
+class Timer:
+    """Seconds of training: it is stopped while a net is evaluated."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._began: float | None = None
+        self._started: float | None = None
         self.seconds = 0.0
 
-    def go(self) -> None:
-        self._began = self._now()
+    def start(self) -> None:
+        self._started = self._now()
 
     def stop(self) -> None:
-        assert self._began is not None, "it goes"
-        self.seconds += self._now() - self._began
+        assert self._started is not None, "it was started"
+        self.seconds += self._now() - self._started
 
     def _now(self) -> float:
         if self._device.type == "cuda":
@@ -226,26 +258,24 @@ def train(trial: Trial, data: Split, on_step: OnStep = lambda: None) -> dict[str
     net = initial_net(settings).to(data.images.device)
     optimizer = OPTIMIZERS[settings.optimizer].scratch(net.parameters(), **settings.keywords())
     scheduler = schedule(optimizer, settings)
-    seen = Observations(trial)
-    watch = Stopwatch(data.images.device)
+    history = History(trial)
+    timer = Timer(data.images.device)
     losses = torch.full((settings.steps,), math.nan, device=data.images.device)
-    looked = done = 0
+    evaluated = done = 0
 
-    def look() -> None:
-        nonlocal looked
+    def add_evaluation() -> None:
+        nonlocal evaluated
         validation = evaluate(net, data.validation_images, data.validation_labels)
         test = math.nan, math.nan
-        if trial.phase == FINAL:
+        if uses_test_set(trial, done):
             test = evaluate(net, data.test_images, data.test_labels)
-        seen.look(done, losses[looked:done].cpu(), watch.seconds, validation, test)
-        looked = done
+        history.add_evaluation(done, losses[evaluated:done].cpu(), timer.seconds, validation, test)
+        evaluated = done
 
-    look()
+    add_evaluation()
     for epoch in range(1, settings.epochs + 1):
-        watch.go()
-        for number, batch in enumerate(
-            shuffled(data.labels, settings.batch_size, settings.seed, epoch), start=1
-        ):
+        timer.start()
+        for batch in shuffled(data.labels, settings.batch_size, settings.seed, epoch):
             optimizer.zero_grad()
             loss = cross_entropy(net(data.images[batch]), data.labels[batch])
             loss.backward()
@@ -255,29 +285,38 @@ def train(trial: Trial, data: Split, on_step: OnStep = lambda: None) -> dict[str
             losses[done] = loss.detach()
             done += 1
             on_step()
-            if is_look(trial, number):
-                watch.stop()
+            if is_evaluated(trial, done):
+                timer.stop()
                 gradients = {n: w.grad for n, w in weights_by_layer(net).items()}
                 norms = torch.stack([g.norm() for g in gradients.values() if g is not None])
-                seen.look_at_gradients(done, dict(zip(gradients, norms.tolist(), strict=True)))
-                look()
-                if seen.diverged_at_step is not None:
+                history.add_gradient_norms(done, dict(zip(gradients, norms.tolist(), strict=True)))
+                add_evaluation()
+                if history.diverged_at_step is not None:
                     break  # nothing comes back from NaN
-                watch.go()
-        if seen.diverged_at_step is not None:
+                timer.start()
+        if history.diverged_at_step is not None:
             break
-    return seen.result(watch.seconds, evaluate(net, data.images, data.labels))
+    training = math.nan, math.nan
+    if trial.phase == FINAL:
+        training = evaluate(net, data.images, data.labels)
+    return history.result(timer.seconds, training)
 
 
 def initial_net(settings: Settings) -> nn.Sequential:
-    with _ONE_AT_A_TIME:
+    with _GENERATOR_LOCK:
         return build_net(settings.net, settings.depth, settings.width, settings.seed)
 
 
-def is_look(trial: Trial, number: int) -> bool:
-    """Whether the nets are evaluated after step `number`, 1, 2, …, of an epoch."""
+def is_evaluated(trial: Trial, step: int) -> bool:
+    """Whether the net is evaluated on the validation images after this step (1, 2, …)."""
     steps = trial.settings.steps_per_epoch
-    return number % math.ceil(steps / LOOKS[trial.phase]) == 0 or number == steps
+    interval = math.ceil(steps / EVALUATIONS_PER_EPOCH[trial.phase])
+    return step % steps == 0 or step % steps % interval == 0
+
+
+def uses_test_set(trial: Trial, step: int) -> bool:
+    """Only finals, at the start and after each epoch: nothing is chosen on the test set."""
+    return trial.phase == FINAL and step % trial.settings.steps_per_epoch == 0
 
 
 def schedule(optimizer: torch.optim.Optimizer, settings: Settings) -> LRScheduler | None:

@@ -10,7 +10,7 @@ from tests.benchmarks.files import read
 
 TINY_STUDY = (
     "--dataset", "synthetic", "--train-size", "240", "--test-size", "60", "--batch-size", "50",
-    "--depth", "2", "--width", "8", "--epochs", "1", "--seeds", "2", "--nets", "relu",
+    "--depth", "2", "--width", "8", "--epochs", "6", "--seeds", "2", "--nets", "relu",
     "--optimizers", "sgd", "adam", "--workers", "0",
 )  # fmt: skip
 

@@ -62,7 +62,7 @@ OF_A_STUDY = [
     ("machine", None), ("versions", 3), ("protocol", None), ("protocol", "1"),
 ]  # fmt: skip
 OF_A_TRIAL = [
-    ("track", EVIL), ("phase", EVIL), ("settings.net", EVIL), ("settings.optimizer", EVIL),
+    ("search_space", EVIL), ("phase", EVIL), ("settings.net", EVIL), ("settings.optimizer", EVIL),
     ("settings.optimizer", ["sgd"]), ("settings.schedule", "<script>"), ("settings.lr", 0),
     ("settings.lr", "0.1"), ("settings.options", {EVIL: 1}), ("settings.seed", 10**30),
     ("settings.dataset", EVIL), ("settings.depth", -1), ("settings", None), ("settings.lr", 0.5),

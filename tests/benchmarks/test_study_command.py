@@ -19,17 +19,17 @@ pytestmark = pytest.mark.usefixtures("no_report")
 def test_every_trial_has_a_file_of_what_it_was_and_what_came_of_it(finished_study: Path) -> None:
     found = contents(finished_study)
     assert {path.stem for path in (finished_study / "trials").iterdir()} == {
-        Trial(one["phase"], one["track"], Settings(**one["settings"])).key for one in found
+        Trial(one["phase"], one["search_space"], Settings(**one["settings"])).key for one in found
     }
-    assert {one["phase"] for one in found} == {"search", "final"}
+    assert {one["phase"] for one in found} == {"search", "selection", "final"}
     for one in found:
-        assert set(one) == {"protocol", "phase", "track", "settings", "result"}
+        assert set(one) == {"protocol", "phase", "search_space", "settings", "result"}
         assert one["protocol"] == PROTOCOL
         assert one["settings"]["dataset"] == "synthetic"
         assert (one["settings"]["train_size"], one["settings"]["validation_size"]) == (200, 40)
         assert set(one["result"]["targets"]) == {"0.97", "0.98"}
         assert one["result"]["seconds"] > 0
-        assert (one["result"]["test_loss"] is None) == (one["phase"] == "search")
+        assert (one["result"]["test_loss"] is None) == (one["phase"] != "final")
 
 
 def test_the_study_says_what_it_is_and_who_won(finished_study: Path) -> None:
@@ -38,7 +38,7 @@ def test_the_study_says_what_it_is_and_who_won(finished_study: Path) -> None:
     assert content["settings"]["optimizers"] == ["sgd", "adam"]
     assert content["settings"]["dataset"] == "synthetic"
     assert {"machine", "versions"} <= set(content)
-    assert [(one["optimizer"], one["track"]) for one in content["winners"]] == [
+    assert [(one["optimizer"], one["search_space"]) for one in content["winners"]] == [
         ("sgd", "lr"), ("adam", "lr"),
     ]  # fmt: skip
     for one in content["winners"]:
@@ -81,8 +81,8 @@ def test_a_finished_study_runs_nothing_again(
         (("--budget", "huge"), "invalid choice: 'huge'"),
         (("--schedule", "linear"), "invalid choice: 'linear'"),
         (("--seeds", "0"), "'0' is not a whole number from 1 up"),
-        (("--tracks", "all"), "choose both"),
-        (("--tracks", "lr", "all"), "add --samples"),
+        (("--search-spaces", "all"), "choose both"),
+        (("--search-spaces", "lr", "all"), "add --samples"),
         (("--batch-size", "1000"), "--batch-size 1000 is more than the 200"),
         (("--train-size", "5"), "--train-size 5 leaves no image"),
         (("--scheduler", "nonsense"), "--scheduler nonsense"),

@@ -1,16 +1,31 @@
-"""The numbers of a study's report, of results that one can work out in one's head."""
+"""The statistics of a study's report, on results that can be checked by mental arithmetic."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats  # type: ignore[import-untyped]
 
 from benchmarks.study.analysis import analyse
-from benchmarks.study.report.texts import verdict
-from benchmarks.study.statistics import corrected, difference, interval, least_p
-from tests.benchmarks.made_up_study import SEEDS, SMALL, TURN, made_up_trials, trial
+from benchmarks.study.report.texts import conditions, verdict
+from benchmarks.study.statistics import (
+    detectable,
+    difference,
+    holm,
+    interval,
+    sampling_error,
+)
+from tests.benchmarks.made_up_study import (
+    SEEDS,
+    SMALL,
+    TURN,
+    final_accuracy,
+    made_up_trials,
+    trial,
+)
 
 Facts = dict[str, Any]
 
@@ -22,21 +37,21 @@ def facts() -> Facts:
 
 @pytest.fixture(scope="module")
 def relu(facts: Facts) -> Facts:
-    (arena,) = [arena for arena in facts["arenas"] if arena["net"] == "relu"]
-    return dict(arena)
+    (comparison,) = [one for one in facts["comparisons"] if one["net"] == "relu"]
+    return dict(comparison)
 
 
-def of(arena: Facts, optimizer: str, part: str = "ranking") -> Facts:
-    (entry,) = [entry for entry in arena[part] if entry["optimizer"] == optimizer]
+def of(comparison: Facts, optimizer: str, part: str = "ranking") -> Facts:
+    (entry,) = [entry for entry in comparison[part] if entry["optimizer"] == optimizer]
     return dict(entry)
 
 
-def test_an_arena_holds_what_may_be_compared(facts: Facts) -> None:
-    assert [arena["net"] for arena in facts["arenas"]] == ["sigmoid", "relu"]
+def test_a_comparison_holds_what_may_be_compared(facts: Facts) -> None:
+    assert [one["net"] for one in facts["comparisons"]] == ["sigmoid", "relu"]
     longer = [trial("relu", "adam", "final", 1e-3, seed, 0.99, epochs=9) for seed in SEEDS]
-    searched = [trial("relu", "adam", "search", 1e-3, 0, 0.99, track="all")]
-    arenas = analyse([*longer, *searched, *made_up_trials()])["arenas"]
-    keys = [(arena["track"], arena["net"], arena["epochs"]) for arena in arenas]
+    searched = [trial("relu", "adam", "search", 1e-3, 0, 0.99, search_space="all")]
+    comparisons = analyse([*longer, *searched, *made_up_trials()])["comparisons"]
+    keys = [(one["search_space"], one["net"], one["epochs"]) for one in comparisons]
     assert keys == [("lr", "sigmoid", 2), ("lr", "relu", 2), ("lr", "relu", 9), ("all", "relu", 2)]
 
 
@@ -50,38 +65,94 @@ def test_the_best_mean_comes_first(relu: Facts) -> None:
     assert of(relu, "adam")["train_loss"]["mean"] == pytest.approx(0.05 + 2.25 * 0.02 / 0.9 - 0.02)
 
 
-def test_who_is_as_good_as_the_best_is_not_told_from_it(relu: Facts) -> None:
-    best, twin = of(relu, "adam"), of(relu, "adamw")
-    assert best["difference"] is None
-    assert best["like_the_best"]
-    assert twin["difference"]["mean"] == pytest.approx(SMALL * sum(TURN) / len(TURN))
-    assert twin["difference"]["low"] < 0 < twin["difference"]["high"]
-    assert twin["difference"]["p"] == 1
-    assert twin["like_the_best"]
+def test_an_optimizer_that_is_as_good_as_the_best_is_not_told_apart(relu: Facts) -> None:
+    assert of(relu, "adam")["difference"] is None
+    behind = of(relu, "adamw")["difference"]
+    assert behind["mean"] == pytest.approx(SMALL * sum(TURN) / len(TURN))
+    assert behind["low"] < 0 < behind["high"]
+    assert behind["p_corrected"] > 0.5
+    assert behind["told_apart"] is False
+    # What ten pairs with this spread can see, at a quarter of 5 %.
+    spread = float(np.std(behind["values"], ddof=1))
+    assert behind["detectable"] == pytest.approx(detectable(behind["values"], 4))
+    assert spread < behind["detectable"] < 2 * spread
 
 
-def test_who_is_behind_at_every_seed_is_told_from_the_best(relu: Facts) -> None:
-    found = of(relu, "momentum")["difference"]
-    assert found["mean"] == pytest.approx(-0.005 - 1e-4 * 4.5)
-    assert -0.0059 < found["low"] < found["mean"] < found["high"] < -0.005
-    assert found["p"] == least_p(10) == 2 / 2**10
-    # Five comparisons, of which four have the smallest p-value: 5/4 of it.
-    assert found["p_corrected"] == pytest.approx(5 / 4 * 2 / 2**10)
-    assert of(relu, "momentum")["like_the_best"] is False
+def test_an_optimizer_that_is_behind_at_every_seed_is_told_apart(relu: Facts) -> None:
+    behind = of(relu, "momentum")["difference"]
+    assert behind["mean"] == pytest.approx(-0.005 - 1e-4 * 4.5)
+    assert -0.0059 < behind["low"] < behind["mean"] < behind["high"] < -0.005
+    assert behind["p"] < behind["p_corrected"] < 0.001
+    assert behind["told_apart"] is True
 
 
-def test_three_seeds_are_too_few_to_tell_anything() -> None:
-    trials = [one for one in made_up_trials() if one["settings"]["seed"] < SEEDS[3]]
-    (_, arena) = analyse(trials)["arenas"]
-    assert {entry["like_the_best"] for entry in arena["ranking"][1:]} == {None}
-    assert "too few seeds" in verdict(arena)
+def test_p_values_are_corrected_for_the_comparisons_of_their_table(facts: Facts) -> None:
+    (only,) = [entry["difference"] for entry in facts["comparisons"][0]["ranking"][1:]]
+    assert only["p_corrected"] == only["p"]
 
 
-def test_the_verdict_names_who_cannot_be_told_from_the_best(facts: Facts, relu: Facts) -> None:
-    assert verdict(relu) == (
-        "Adam comes first with 98.00 % on the test set; AdamW cannot be told from it."
+def test_one_seed_tells_nothing_apart() -> None:
+    trials = [one for one in made_up_trials() if one["settings"]["seed"] <= SEEDS[0]]
+    (_, comparison) = analyse(trials)["comparisons"]
+    differences = [entry["difference"] for entry in comparison["ranking"][1:]]
+    assert {(one["told_apart"], one["detectable"]) for one in differences} == {(None, None)}
+    assert "one seed cannot tell" in verdict(comparison)
+
+
+def test_the_verdict_says_what_the_tests_could_have_seen(facts: Facts, relu: Facts) -> None:
+    rmsprop, adamw = (
+        f"{100 * of(relu, name)['difference']['detectable']:.2f}" for name in ("rmsprop", "adamw")
     )
-    assert verdict(facts["arenas"][0]).endswith("96.00 % on the test set, ahead of every other.")
+    assert verdict(relu) == (
+        "Adam has the best mean test accuracy, 98.00 %. The tests do not separate it from AdamW "
+        "and RMSProp: with these 10 seeds they see, with a probability of 80 %, true differences "
+        f"from {adamw} points (AdamW) and {rmsprop} points (RMSProp) on."
+    )
+    assert verdict(facts["comparisons"][0]).endswith("and every other is significantly behind.")
+
+
+def test_the_conditions_are_those_of_the_trials(relu: Facts) -> None:
+    assert conditions(relu) == (
+        "50,000 images for training, 10,000 for validation, 10,000 for the test; batch size 100; "
+        "search: 6 trials for each optimizer, learning rates 0.0001 … 10, seed 0; selection: "
+        "seeds 21 … 23; comparison: seeds 42 … 51."
+    )
+
+
+def test_failed_runs_are_counted_diverged_or_not(facts: Facts, relu: Facts) -> None:
+    assert (of(relu, "rmsprop")["failed"], of(relu, "rmsprop")["diverged"]) == (2, 2)
+    stuck = of(facts["comparisons"][0], "sgd")
+    assert (stuck["failed"], stuck["diverged"]) == (10, 0)
+    assert of(relu, "sgd")["median"] == pytest.approx(0.97)
+    assert of(relu, "sgd")["failed"] == 0
+
+
+def test_the_selection_shows_every_candidate_on_every_seed(relu: Facts) -> None:
+    best, other = relu["selection"]
+    assert (best["lr"], best["chosen"], best["failed"]) == (1e-3, True, 0)
+    assert (best["mean"], best["median"]) == (pytest.approx(0.975), 0.975)
+    assert (other["lr"], other["chosen"], other["failed"]) == (1e-4, False, 1)
+    assert (other["mean"], other["median"]) == (pytest.approx(2.065 / 3), 0.98)
+    assert other["searched"] == pytest.approx(0.972)
+
+
+def test_the_space_all_shows_its_gain_over_the_learning_rate_alone() -> None:
+    options = {"eps": 1e-4}
+    better = [
+        trial("relu", "adam", "final", 1e-3, seed, (final_accuracy("relu", "adam", seed) or 0)
+              + 0.001 + 1e-4 * (seed % 2), search_space="all", options=options)
+        for seed in SEEDS
+    ]  # fmt: skip
+    same = [
+        trial("relu", "sgd", "final", 0.1, seed, final_accuracy("relu", "sgd", seed),
+              search_space="all")
+        for seed in SEEDS
+    ]  # fmt: skip
+    *_, comparison = analyse([*made_up_trials(), *better, *same])["comparisons"]
+    gain, none = of(comparison, "adam")["gain"], of(comparison, "sgd")["gain"]
+    assert gain["mean"] == pytest.approx(0.00105)
+    assert gain["told_apart"] is True
+    assert (none["mean"], none["p_corrected"]) == (0, 1)
 
 
 def test_pairs_are_of_the_same_seed() -> None:
@@ -90,16 +161,16 @@ def test_pairs_are_of_the_same_seed() -> None:
         trial("relu", "sgd", "final", 0.1, seed, 0.88 + seed / 1000)
         for seed in reversed(range(SEEDS[2], SEEDS[-1] + 3))
     ]
-    (arena,) = analyse([*theirs, *ours])["arenas"]
-    assert of(arena, "sgd")["difference"]["values"] == [pytest.approx(-0.02)] * 8
+    (comparison,) = analyse([*theirs, *ours])["comparisons"]
+    assert of(comparison, "sgd")["difference"]["values"] == [pytest.approx(-0.02)] * 8
 
 
 def test_a_run_that_diverges_counts_as_guessing(relu: Facts) -> None:
     entry = of(relu, "rmsprop")
     alive = [0.978, 0.979, 0.977, 0.9785, 0.9775, 0.979, 0.977, 0.9785]
-    assert entry["diverged"] == pytest.approx(0.2)
     assert entry["test_accuracy"]["values"] == [*map(pytest.approx, alive), 0.1, 0.1]
     assert entry["test_accuracy"]["mean"] == pytest.approx((sum(alive) + 0.2) / 10)
+    assert entry["test_accuracy"]["high"] == 1  # Student's t alone would give 106.7 %
     assert entry["train_loss"]["mean"] == math.inf
     assert entry["train_loss"]["low"] is None
 
@@ -123,23 +194,26 @@ def test_the_median_time_is_of_all_runs(relu: Facts) -> None:
 def test_seconds_that_nobody_measured_are_no_miss() -> None:
     one = trial("relu", "adam", "final", 1e-3, 42, 0.98)
     one["result"]["targets"]["0.97"]["seconds"] = None
-    (arena,) = analyse([one])["arenas"]
-    target = of(arena, "adam")["targets"]["0.97"]
+    (comparison,) = analyse([one])["comparisons"]
+    target = of(comparison, "adam")["targets"]["0.97"]
     assert target["step"]["median"] == 500
     assert target["seconds"]["median"] is None
     assert target["reached"] == 1
 
 
-def test_sensitivity_is_the_share_of_learning_rates_near_the_best(relu: Facts) -> None:
+def test_sensitivity_is_the_number_of_learning_rates_near_the_best(relu: Facts) -> None:
     # Adam: 1e-4 loses 0.008, 1e-3 is best, and every decade above it loses a tenth.
     adam, sgd = of(relu, "adam", "sensitivity"), of(relu, "sgd", "sensitivity")
     assert adam["best"]["lr"] == 1e-3
-    assert adam["close"] == pytest.approx(2 / 6)
-    assert adam["diverged"] == pytest.approx(1 / 6)
+    assert (adam["close"], adam["tried"], adam["diverged"]) == (2, 6, 1)
     assert not adam["at_edge"]
     # SGD's best, 0.1, is exactly 0.01 below Adam's; 0.01 is within 0.01 of its own best alone.
-    assert sgd["close"] == pytest.approx(2 / 6)
-    assert sgd["close_to_record"] == pytest.approx(1 / 6)
+    assert (sgd["close"], sgd["close_to_record"]) == (2, 1)
+
+
+def test_a_rate_is_at_chance_diverged_or_not(facts: Facts) -> None:
+    stuck = of(facts["comparisons"][0], "sgd", "sensitivity")
+    assert (stuck["failed"], stuck["diverged"], stuck["tried"]) == (6, 1, 6)
 
 
 def test_a_hundredth_is_a_hundredth_in_floats_too() -> None:
@@ -147,16 +221,25 @@ def test_a_hundredth_is_a_hundredth_in_floats_too() -> None:
     searched = [
         trial("relu", "sgd", "search", lr, 0, found) for lr, found in ((0.1, 0.5097), (1, 0.4997))
     ]
-    (arena,) = analyse(searched)["arenas"]
-    assert of(arena, "sgd", "sensitivity")["close"] == 1
+    (comparison,) = analyse(searched)["comparisons"]
+    assert of(comparison, "sgd", "sensitivity")["close"] == 2
 
 
 def test_a_winner_at_the_edge_is_named() -> None:
     rates = {1e-3: 0.9, 1e-2: 0.95, 1e-1: 0.96}
     searched = [trial("relu", "sgd", "search", lr, 0, found) for lr, found in rates.items()]
-    (arena,) = analyse(searched)["arenas"]
-    assert of(arena, "sgd", "sensitivity")["at_edge"]
-    assert arena["ranking"] == []
+    (comparison,) = analyse(searched)["comparisons"]
+    assert of(comparison, "sgd", "sensitivity")["at_edge"]
+    assert comparison["ranking"] == []
+
+
+def test_the_best_rate_is_the_chosen_one_not_that_of_the_search() -> None:
+    rates = {1e-2: 0.95, 1e-1: 0.96, 1.0: 0.9}
+    trials = [trial("relu", "sgd", "search", lr, 0, found) for lr, found in rates.items()]
+    trials.append(trial("relu", "sgd", "final", 1e-2, 42, 0.94))
+    (comparison,) = analyse(trials)["comparisons"]
+    searched = of(comparison, "sgd", "sensitivity")
+    assert (searched["best"]["lr"], searched["at_edge"], searched["close"]) == (1e-2, True, 2)
 
 
 def test_curves_go_on_after_divergence_with_the_worst(relu: Facts) -> None:
@@ -169,7 +252,7 @@ def test_curves_go_on_after_divergence_with_the_worst(relu: Facts) -> None:
 
 
 def test_the_gradient_flow_is_of_the_start_and_of_the_end(facts: Facts) -> None:
-    flow = of(facts["arenas"][0], "adam")["gradient_flow"]
+    flow = of(facts["comparisons"][0], "adam")["gradient_flow"]
     assert flow["layers"] == ["layer_1", "layer_2", "output"]
     assert flow["start"] == pytest.approx([0.01, 0.1, 1.0])
     assert flow["end"] == pytest.approx([0.018, 0.18, 1.8])  # the middle of steps 600 … 1000
@@ -181,26 +264,66 @@ def test_one_seed_has_no_interval() -> None:
 
 
 def test_values_that_agree_have_an_interval_without_width() -> None:
-    found = difference([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])
-    assert (found.mean, found.low, found.high, found.p) == (0.25, 0.25, 0.25, 0.25)
+    ahead = difference([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])
+    assert (ahead.mean, ahead.low, ahead.high, ahead.p) == (0.25, 0.25, 0.25, 0)
+    assert difference([0.5, 0.5], [0.5, 0.5]).p == 1
+    assert detectable([0.1, 0.1]) == 0
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.02, 0.05, 0.1])
+def test_p_is_below_5_percent_where_the_interval_excludes_zero(shift: float) -> None:
+    generator = np.random.default_rng(0)
+    verdicts = set()
+    for _ in range(50):
+        paired = difference(list(generator.normal(shift, 0.1, 10)), [0.0] * 10)
+        assert paired.p is not None
+        assert paired.low is not None
+        assert paired.high is not None
+        assert (paired.p < 0.05) == (not paired.low < 0 < paired.high)
+        verdicts.add(paired.p < 0.05)
+    assert verdicts == {True, False}
 
 
 def test_pairing_takes_the_seeds_own_spread_away() -> None:
     spread = [0.1 * number for number in range(10)]
     ahead = [value + 0.01 + 0.001 * (number % 2) for number, value in enumerate(spread)]
-    paired, alone = difference(ahead, spread), interval(ahead)
-    assert alone.low is not None
-    assert alone.high is not None
-    assert paired.low is not None
+    paired, single = difference(ahead, spread), interval(ahead)
+    reference = stats.ttest_rel(ahead, spread)
+    assert (paired.low, paired.high) == pytest.approx(tuple(reference.confidence_interval()))
+    assert paired.p == pytest.approx(reference.pvalue)
     assert paired.high is not None
-    assert 0.01 <= paired.low < paired.high <= 0.011
-    assert alone.high - alone.low > 0.3
-    assert paired.p == least_p(10)
+    assert paired.low is not None
+    assert single.high is not None
+    assert single.low is not None
+    assert single.high - single.low > 100 * (paired.high - paired.low)
 
 
-def test_correction_counts_what_was_compared() -> None:
-    # Benjamini and Hochberg: p × comparisons / rank, made to rise with the rank.
-    assert corrected([0.01, None, 0.04, 0.03]) == [
-        pytest.approx(0.03), None, pytest.approx(0.04), pytest.approx(0.04)
+def test_holms_correction_counts_what_was_compared() -> None:
+    # p × the number of comparisons that are left, made to rise with p.
+    assert holm([0.01, None, 0.04, 0.03]) == [
+        pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)
     ]  # fmt: skip
-    assert corrected([None]) == [None]
+    assert holm([0.5, 0.6]) == [1, 1]
+    assert holm([None]) == [None]
+
+
+@pytest.mark.parametrize("comparisons", [1, 5])
+def test_a_detectable_difference_is_seen_in_80_percent_of_studies(comparisons: int) -> None:
+    unit = stats.norm.ppf(np.linspace(0.05, 0.95, 10))
+    unit /= unit.std(ddof=1)
+    effect = detectable(list(unit), comparisons)
+    assert effect is not None
+    samples = np.random.default_rng(0).normal(effect, 1, (20_000, 10))
+    p = stats.ttest_1samp(samples, 0, axis=1).pvalue
+    # The share of 20,000 simulations has a standard error of 0.3 %.
+    assert np.mean(p < 0.05 / comparisons) == pytest.approx(0.8, abs=0.01)
+
+
+def test_the_design_of_the_study_sees_a_third_of_a_point() -> None:
+    # Ten pairs whose differences spread by .36 points, as on the ReLU net.
+    unit = np.asarray([-1.0, 1.0] * 5)
+    assert detectable(list(0.36 * unit / unit.std(ddof=1))) == pytest.approx(0.359, abs=0.001)
+
+
+def test_sampling_error_is_that_of_a_share() -> None:
+    assert sampling_error(0.97, 10_000) == pytest.approx(0.0017, abs=1e-5)

@@ -151,21 +151,23 @@ def test_a_report_made_again_is_the_same(out: Path) -> None:
 
 def test_the_summary_is_json_without_curves(out: Path) -> None:
     summary = read(out / "summary.json")
-    entry = summary["arenas"][1]["ranking"][3]
+    entry = summary["comparisons"][1]["ranking"][3]
     assert entry["targets"]["0.97"]["step"]["median"] is None  # infinite, which JSON cannot say
     assert "curves" not in entry
 
 
-def test_the_readmes_table_is_made_of_the_summary(
+def test_the_table_of_the_site_is_made_of_the_summary(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(out, tmp_path / "study", ignore=shutil.ignore_patterns("trials"))
     monkeypatch.setattr(recorded_facts, "RESULTS", tmp_path)
     table = recorded_facts.study_table()
     assert "synthetic digits" in table
-    assert "| relu | 2 = | AdamW | lr\u00a00.001 | 98.00 (97.97 … 98.03) |" in table
-    (sgd,) = [line for line in table.splitlines() if line.startswith("| relu | 4 | SGD")]
-    assert sgd.endswith("| −1.00 (−1.08 … −0.93) | 0.002 | ∞ | 17 % | 17 % |")
+    assert "| relu | 2. AdamW | 98.00 (97.96\u00a0…\u00a098.04) | 0.00 (" in table
+    (sgd,) = [line for line in table.splitlines() if line.startswith("| relu | 4. SGD")]
+    assert sgd.endswith("| 97.00 | 0 of 10 | ∞ | 1 of 6 | 1 of 6 | lr\u00a00.1 |")
+    assert "* Deep ReLU net 784-16×2-10: learning rate tuned, 2 epochs. Adam has the best" in table
+    assert "50,000 images for training" in table
 
 
 @pytest.mark.parametrize(
@@ -175,9 +177,9 @@ def test_the_readmes_table_is_made_of_the_summary(
         [trial("relu", "sgd", "search", 0.1, 0, None)],
         [trial("relu", "sgd", "final", 0.1, 42, None)],
         [trial("relu", "sgd", "final", 0.1, 42, 1.0)],
-        [trial("relu", "sgd", "search", 0.1, 0, 0.9, track="all")],
+        [trial("relu", "sgd", "search", 0.1, 0, 0.9, search_space="all")],
     ],
-    ids=["none", "one that diverged", "a final that diverged", "no error", "track all"],
+    ids=["none", "one that diverged", "a final that diverged", "no error", "space all"],
 )
 def test_any_number_of_trials_makes_a_report(trials: list[Any], tmp_path: Path) -> None:
     write_made_up_study(tmp_path, trials)

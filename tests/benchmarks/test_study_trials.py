@@ -1,4 +1,4 @@
-"""A trial alone and trials in a stack: what is measured, and that the two are the same."""
+"""Single and stacked trials: what is measured, and that both give the same."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from benchmarks.study.trial import (
     FINAL,
     SCHEDULES,
     SEARCH,
-    Observations,
+    History,
     Settings,
     Split,
-    Stopwatch,
+    Timer,
     Trial,
     split,
     train,
@@ -37,6 +37,7 @@ SETTINGS = Settings(
     train_size=240, validation_size=60,
 )  # fmt: skip
 OPTIONS = {  # of four trials
+    "weight_decay": (1e-6, 1e-4, 1e-2, 0.1),
     "momentum": (0.0, 0.5, 0.9, 0.99),
     "beta2": (0.9, 0.99, 0.999, 0.9999),
     "eps": (1e-10, 1e-8, 1e-4, 1e-3),
@@ -159,8 +160,8 @@ def test_a_trial_that_diverges_ends_and_leaves_its_stack_alone(data: Split) -> N
     assert math.isfinite(stacked[1]["test_loss"])
 
 
-def test_what_differs_in_more_than_hyper_parameters_is_not_stacked(data: Split) -> None:
-    with pytest.raises(ValueError, match="hyper-parameters alone"):
+def test_trials_that_differ_in_more_than_hyper_parameters_are_not_stacked(data: Split) -> None:
+    with pytest.raises(ValueError, match="nothing but hyper-parameters"):
         train_stack([Trial(SEARCH, "lr", replace(SETTINGS, seed=seed)) for seed in (1, 2)], data)
 
 
@@ -177,7 +178,7 @@ def test_the_same_seed_gives_the_same_start_and_order_to_every_optimizer(data: S
     assert other["curves"]["train_loss"][1:] != losses["sgd"]
 
 
-def test_a_search_does_not_see_the_test_set(data: Split) -> None:
+def test_trials_that_choose_do_not_use_the_test_set(data: Split) -> None:
     unseen = replace(data, test_images=torch.full_like(data.test_images, math.nan))
     trial = Trial(SEARCH, "lr", SETTINGS)
     searched = train(trial, unseen)
@@ -187,10 +188,12 @@ def test_a_search_does_not_see_the_test_set(data: Split) -> None:
     assert train(Trial(FINAL, "lr", SETTINGS), data)["test_accuracy"] > 0
 
 
-def test_finals_are_looked_at_several_times_an_epoch(data: Split) -> None:
+def test_finals_are_evaluated_several_times_an_epoch(data: Split) -> None:
     result = train(Trial(FINAL, "lr", SETTINGS), data)
     curves = result["curves"]
     assert curves["step"] == [0, 2, 4, 5, 7, 9, 10]
+    tested = [not math.isnan(one) for one in curves["test_accuracy"]]
+    assert tested == [True, False, False, True, False, False, True]  # after each epoch
     assert curves["epoch"] == [0, 0.4, 0.8, 1, 1.4, 1.8, 2]
     assert all(len(values) == 7 for values in curves.values())
     norms = result["gradient_norms"]
@@ -198,33 +201,34 @@ def test_finals_are_looked_at_several_times_an_epoch(data: Split) -> None:
     assert norms["step"] == curves["step"][1:]
 
 
-def test_training_loss_is_the_mean_since_the_last_look() -> None:
-    seen = Observations(Trial(FINAL, "lr", SETTINGS))
-    seen.look(0, torch.tensor([]), 0.0, (2.0, 0.1), (2.0, 0.1))
-    seen.look(2, torch.tensor([1.0, 3.0]), 0.5, (1.0, 0.5), (1.0, 0.5))
-    assert math.isnan(seen.curves["train_loss"][0])
-    assert seen.curves["train_loss"][1] == 2.0
+def test_training_loss_is_the_mean_since_the_last_evaluation() -> None:
+    history = History(Trial(FINAL, "lr", SETTINGS))
+    history.add_evaluation(0, torch.tensor([]), 0.0, (2.0, 0.1), (2.0, 0.1))
+    history.add_evaluation(2, torch.tensor([1.0, 3.0]), 0.5, (1.0, 0.5), (1.0, 0.5))
+    assert math.isnan(history.curves["train_loss"][0])
+    assert history.curves["train_loss"][1] == 2.0
 
 
 def test_a_target_is_reached_once_and_a_miss_stays_in() -> None:
-    seen = Observations(Trial(FINAL, "lr", SETTINGS))
+    history = History(Trial(FINAL, "lr", SETTINGS))
     for step, accuracy in ((0, 0.1), (2, 0.971), (4, 0.96), (5, 0.975)):
-        seen.look(step, torch.ones(min(step, 1)), step / 10, (1.0, accuracy), (1.0, 0.5))
-    targets = seen.result(0.5, (1.0, 0.9))["targets"]
+        evaluation = step / 10, (1.0, accuracy), (1.0, 0.5)
+        history.add_evaluation(step, torch.ones(min(step, 1)), *evaluation)
+    targets = history.result(0.5, (1.0, 0.9))["targets"]
     assert targets["0.97"] == {"step": 2, "epoch": 0.4, "seconds": 0.2}
     assert targets["0.98"] == {"step": None, "epoch": None, "seconds": None}
 
 
-def test_the_clock_stands_still_while_it_is_stopped() -> None:
-    watch = Stopwatch(torch.device("cpu"))
-    watch.go()
-    watch.stop()
-    before = watch.seconds
+def test_a_timer_that_is_stopped_does_not_count() -> None:
+    timer = Timer(torch.device("cpu"))
+    timer.start()
+    timer.stop()
+    before = timer.seconds
     time.sleep(0.01)
-    assert watch.seconds == before
-    watch.go()
-    watch.stop()
-    assert watch.seconds > before
+    assert timer.seconds == before
+    timer.start()
+    timer.stop()
+    assert timer.seconds > before
 
 
 @pytest.mark.parametrize(
@@ -253,14 +257,15 @@ def test_schedules_move_the_learning_rate(
 def test_a_key_tells_apart_whatever_differs() -> None:
     trial = Trial(SEARCH, "lr", SETTINGS)
     others = [
-        replace(trial, phase=FINAL), replace(trial, track="all"),
+        replace(trial, phase=FINAL), replace(trial, search_space="all"),
         *(replace(trial, settings=replace(SETTINGS, **change)) for change in (
             {"lr": 0.02}, {"options": {"eps": 1e-6}}, {"seed": 7}, {"schedule": "step"},
-            {"dataset": "mnist"}, {"train_size": 250},
+            {"dataset": "mnist"}, {"train_size": 250}, {"test_size": 50},
         )),
     ]  # fmt: skip
     assert len({trial.key, *(other.key for other in others)}) == len(others) + 1
     assert Trial(SEARCH, "lr", replace(SETTINGS)).key == trial.key
+    assert replace(trial, search_space="all").run_key == trial.run_key
     json.dumps(trial.content(), allow_nan=False)
 
 

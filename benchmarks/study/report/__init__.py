@@ -1,8 +1,8 @@
-"""The report of a study, made from what its trials left: `python -m benchmarks.study.report OUT`.
+"""The report of a study, made from its trials: `python -m benchmarks.study.report OUT`.
 
-Nothing is trained. Any number of finished trials makes a report, so that it can be made again
-whenever some more have ended. `words` and `tables` say it in texts, `figures` (on `drawing`) in
-pictures, `limits` what it does not say; `page` and `paper` put them together.
+Nothing is trained. Any number of finished trials makes a report. `tables` and `texts` (with
+`words`) are its tables and its text, `figures` (with `drawing`) its figures, `limits` what the
+study does not show; `page` and `paper` put them together as HTML and as Markdown.
 """
 
 from benchmarks.study.report.writing import write

@@ -1,6 +1,6 @@
-"""Figures for paper, slides and pages: SVG in which each optimizer can be found, shown and hidden.
+"""Figures as SVG, in which a page can show and hide each optimizer.
 
-A figure is one panel, narrow enough to be read on a phone; a page puts several in a row.
+A figure is one panel, narrow enough for a phone; a wide page has several in a row.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from benchmarks.common.plots import legend_of
 SIZE = (5.2, 4.0)  # inches
 TEXT, SMALL = 11, 10  # points; on a phone a figure is about as wide as it is drawn
 INK = "#000000"  # a page replaces it with its own colour of text
-GREY = "#808080"  # seen on white and on black
-MARK = "mark:"  # begins the id of what belongs to an optimizer
+GREY = "#808080"  # visible on white and on black
+MARK = "mark:"  # prefix of the ids of an optimizer's artists
 
 
 def panel(title: str, x: str, y: str, rows: int | None = None) -> tuple[Figure, Axes]:
-    """An empty figure with its axes; `rows` of a list need no more than their height."""
+    """An empty figure with its axes; one with few `rows` is lower."""
     width, height = SIZE
     size = (width, height if rows is None else min(height, 1 + 0.5 * rows))
     figure = Figure(figsize=size, layout="constrained")
@@ -43,20 +43,20 @@ def panel(title: str, x: str, y: str, rows: int | None = None) -> tuple[Figure, 
     return figure, axes
 
 
-def look(optimizer: str, marker: bool = True) -> dict[str, Any]:
+def style(optimizer: str, marker: bool = True) -> dict[str, Any]:
     """The colour and the marker that an optimizer has in every picture."""
     entry = OPTIMIZERS[optimizer]
     return {"color": entry.colour} | ({"marker": entry.marker} if marker else {})
 
 
-def belongs(artists: Sequence[Artist] | Artist, optimizer: str, words: str) -> None:
-    """Let a page hide the artists with their optimizer and say `words` where the pointer is."""
+def tag(artists: Sequence[Artist] | Artist, optimizer: str, words: str) -> None:
+    """Let a page hide the artists with their optimizer, and show `words` as their tooltip."""
     for artist in artists if isinstance(artists, Sequence) else [artists]:
         artist.set_gid(f"{MARK}{optimizer}:{words}")
 
 
 def percent_of_errors(axes: Axes, which: str, errors: Sequence[float]) -> None:
-    """A logarithmic axis of error rates (0 … 1), in per cent: near 100 % accuracy is seen, too."""
+    """A logarithmic axis of error rates (0 … 1), labelled in per cent."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     ticks = [0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.9]
@@ -90,12 +90,12 @@ def legend(axes: Axes, optimizers: Sequence[str], more: Sequence[Artist] = ()) -
 
 
 def svg_file(figure: Figure) -> str:
-    """As a file of its own: on white, for Markdown and slides."""
+    """A file of its own, on white, for Markdown."""
     return _svg(figure, facecolor="white")
 
 
 def svg_inline(figure: Figure, name: str, label: str) -> str:
-    """As an element of a page: transparent, in the page's ink; `name` keeps its ids apart."""
+    """An element of a page: transparent, in the page's text colour; `name` makes its ids unique."""
     text = _svg(figure, transparent=True)
     text = text[text.index("<svg") :]
     text = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", text, count=1)
@@ -107,12 +107,12 @@ def svg_inline(figure: Figure, name: str, label: str) -> str:
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
 
 
-def _of_optimizer(found: re.Match[str]) -> str:
-    return f'<g class="of-{found[1]}"><title>{escape(unescape(found[2]))}</title>'
+def _of_optimizer(match: re.Match[str]) -> str:
+    return f'<g class="of-{match[1]}"><title>{escape(unescape(match[2]))}</title>'
 
 
 def _svg(figure: Figure, **options: Any) -> str:
-    # Text stays text: small, to be searched, in the page's type. The salt makes ids repeatable.
+    # Text stays text, which is small and in the page's font. The salt makes ids reproducible.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "study"}):
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None}, **options)

@@ -1,87 +1,76 @@
-"""What a study does not show: said beside its figures, not left to the reader."""
+"""What a study does not show: a section of its report."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from benchmarks.common.data import SYNTHETIC_NAME
-from benchmarks.study.statistics import CONFIDENCE, least_p
 
 Facts = dict[str, Any]
 
 
 def limits(facts: Facts) -> list[str]:
-    """One sentence or two for each; those that depend on the run name its numbers."""
-    arenas = facts["arenas"]
-    drawn = any(arena["dataset"] == "synthetic" for arena in arenas)
-    seeds = [len(arena["seeds"]) for arena in arenas if arena["ranking"]]
+    """One or two sentences for each."""
+    comparisons = facts["comparisons"]
+    synthetic = any(comparison["dataset"] == "synthetic" for comparison in comparisons)
+    one_seed = any(len(comparison["seeds"]) == 1 for comparison in comparisons)
     return [
-        *([_DRAWN] if drawn else []),
+        *([_SYNTHETIC] if synthetic else []),
+        *([_ONE_SEED] if one_seed else []),
         *_FROM_ANY_RUN,
-        *([_few_seeds(min(seeds), facts["comparisons"])] if seeds else []),
-        *_edges(arenas),
-        *_shared_seconds(arenas),
+        *_edges(comparisons),
+        *_shared_seconds(comparisons),
     ]
 
 
-_DRAWN = (
-    f"Anything about MNIST. The data are {SYNTHETIC_NAME}: easier, and made by a program. No "
-    "figure here may be set beside a published one."
+_SYNTHETIC = (
+    f"Anything about MNIST. The data are {SYNTHETIC_NAME}, which are easier. Do not compare these "
+    "figures with published ones."
 )
 
+_ONE_SEED = "Any spread. There is one seed only: no intervals, no p-values, no ranking to trust."
+
 _FROM_ANY_RUN = (
-    "How other nets or other data would do. These are fully connected nets on small grey pictures; "
-    "convolutions, attention, large batches and long runs rank optimizers otherwise.",
-    "The best that an optimizer can do. Each got the same grid or ranges, and a few rates more "
-    "where its best was at the grid's end; more settings, or other ranges, may move any place. In "
-    "the track \"lr\" only the learning rate is tuned: momentum, β and ε keep their defaults, and "
-    "ε matters in deep sigmoid nets.",
-    "The luck of the search. Settings were chosen by single trials on the validation set; "
-    f"the {CONFIDENCE:.0%} intervals tell only how the chosen setting varies with initial weights "
-    "and the order of batches.",
-    "A contest between equals. The best was found by the runs that the others are compared with, "
-    "which flatters it a little. A p-value says whether a difference is there, not whether it "
-    "matters: look at its size. p-values are corrected for the number of comparisons, intervals "
-    "are not.",
-    "What a longer training would end in. Everything is measured after the same number of epochs; "
-    "a method that is behind then may lead later, and the reverse.",
-    "That a flat valley is a good one. An optimizer that learns nothing at any learning rate is "
-    "perfectly insensitive to it: compare with the best of all.",
+    "How other nets or other data would do. These are fully connected nets on small grey images; "
+    "convolutions, attention, large batches and long runs rank optimizers differently.",
+    "The best that an optimizer can do. Each got the same grid or ranges, and a few more learning "
+    "rates where its best was at an end of the grid; more trials or other ranges may change any "
+    "place. In the search space \"lr\" momentum, β, ε and weight decay keep their defaults, and ε "
+    "matters in deep sigmoid nets.",
+    "The luck of the choice. A few seeds chose each setting. The intervals say only how the chosen "
+    "setting varies with initial weights and the order of batches.",
+    "Equality. A p-value above 5 % does not say that two optimizers are equally good: look at the "
+    "difference that could have been seen. A p-value below 5 % does not say that the difference "
+    "matters: look at its size. p-values are corrected for the comparisons of a table, intervals "
+    "are not. The best was found by the runs that it is compared with, which flatters it a little.",
+    "What longer training would give. All runs have the same number of epochs; an optimizer that "
+    "is behind may lead later, and the reverse.",
+    "That insensitivity is good. An optimizer that trains at no learning rate is perfectly "
+    "insensitive to it: compare with the best of all.",
 )  # fmt: skip
 
 
-def _few_seeds(seeds: int, comparisons: int) -> str:
-    if seeds < 2:
-        return "Any spread. There is one seed only: no intervals, no p-values, no ranking to trust."
-    return (
-        f"Small differences. With {seeds} seeds no p-value can be smaller than "
-        f"{least_p(seeds):.2g} before it is corrected for {comparisons} comparisons; what is not "
-        "told apart here may still differ."
-    )
-
-
-def _edges(arenas: list[Facts]) -> list[str]:
+def _edges(comparisons: list[Facts]) -> list[str]:
     names = [
-        f"{one['title']} ({arena['net']}, track {arena['track']})"
-        for arena in arenas
-        if arena["track"] == "lr"
-        for one in arena["sensitivity"]
-        if one["at_edge"]
+        f"{searched['title']} ({comparison['net']})"
+        for comparison in comparisons
+        for searched in comparison["sensitivity"]
+        if searched["at_edge"]
     ]
-    return [
-        f"The best learning rate of {', '.join(names)}: it lies at the edge of what was tried."
-    ] * bool(names)
+    return [f"The best learning rate of {', '.join(names)}: it is at an end of the grid."] * bool(
+        names
+    )
 
 
-def _shared_seconds(arenas: list[Facts]) -> list[str]:
+def _shared_seconds(comparisons: list[Facts]) -> list[str]:
     unknown = any(
-        found["seconds"]["median"] is None
-        for arena in arenas
-        for entry in arena["ranking"]
-        for found in entry["targets"].values()
+        target["seconds"]["median"] is None
+        for comparison in comparisons
+        for entry in comparison["ranking"]
+        for target in entry["targets"].values()
     )
     return [
-        "The speed of optimizers. Seconds are those of this machine, with whatever ran beside; "
+        "The speed of optimizers. Seconds are those of this machine and its load; "
         "`python -m benchmarks.step_time` measures steps."
-        + (" Trials that were trained in a stack have no seconds of their own." if unknown else "")
+        + (" Trials in a stack have no seconds of their own." if unknown else "")
     ]

@@ -1,4 +1,4 @@
-"""The report as one page that needs nothing else: figures, style and script are in it."""
+"""The report as one self-contained page: figures, style and script are in it."""
 
 from __future__ import annotations
 
@@ -40,15 +40,16 @@ def page(
     return environment.get_template("page.html").render(
         texts=texts,
         about=about,
-        arenas=[
+        comparisons=[
             {
-                "key": f"arena-{key}",
-                "heading": texts.heading(arena),
-                "verdict": texts.verdict(arena) if arena["ranking"] else None,
-                "sections": list(texts.sections(arena)),
+                "key": f"comparison-{key}",
+                "heading": texts.heading(comparison),
+                "conditions": texts.conditions(comparison),
+                "verdict": texts.verdict(comparison) if comparison["ranking"] else None,
+                "sections": list(texts.sections(comparison)),
                 "svg": {name: _inline(f"{key}-{name}", one) for name, one in drawn.items()},
             }
-            for arena, (key, drawn) in zip(facts["arenas"], figures.items(), strict=True)
+            for comparison, (key, drawn) in zip(facts["comparisons"], figures.items(), strict=True)
         ],
         optimizers=_in_use(facts),
         limits=limits(facts),
@@ -62,11 +63,11 @@ def _inline(name: str, figure: Figure) -> Markup:
 
 
 def _in_use(facts: Facts) -> dict[str, dict[str, str]]:
-    """What the switches show: the optimizers that there are, with their colours and signs."""
+    """The optimizers of the study with their colours and signs, for the check boxes."""
     used = {
         entry["optimizer"]
-        for arena in facts["arenas"]
-        for entry in (*arena["ranking"], *arena["sensitivity"])
+        for comparison in facts["comparisons"]
+        for entry in (*comparison["ranking"], *comparison["sensitivity"])
     }
     return {
         name: {"title": one.title, "colour": one.colour, "sign": SIGNS[one.marker]}
@@ -76,6 +77,6 @@ def _in_use(facts: Facts) -> dict[str, dict[str, str]]:
 
 
 def _rich(text: str) -> Markup:
-    """The little Markdown that the texts use: **strong** and `code`."""
+    """The Markdown of the texts as HTML: **strong** and `code`."""
     html = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text)))
     return Markup(re.sub(r"`(.+?)`", r"<code>\1</code>", html))

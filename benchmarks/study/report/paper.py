@@ -1,4 +1,4 @@
-"""The report as Markdown, with its figures beside it."""
+"""The report as Markdown, with its figures in a folder beside it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from benchmarks.study.report.texts import (
     LIMITS_TITLE,
     TITLE,
     TRIALS_TITLE,
+    conditions,
     heading,
     sections,
 )
@@ -36,9 +37,10 @@ def _parts(
 ) -> Iterator[str]:
     yield f"# {TITLE}"
     yield f"Data: **{about['dataset']}**. {about['provenance']}"
-    for arena, (key, drawn) in zip(facts["arenas"], figures.items(), strict=True):
-        yield f"## {heading(arena)}"
-        for section in sections(arena):
+    for comparison, (key, drawn) in zip(facts["comparisons"], figures.items(), strict=True):
+        yield f"## {heading(comparison)}"
+        yield conditions(comparison)
+        for section in sections(comparison):
             yield f"### {section.title}"
             yield section.text
             for name in section.figures:

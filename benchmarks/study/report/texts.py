@@ -1,4 +1,4 @@
-"""The order of a report and what it says between tables and figures: on paper and on the page."""
+"""The sections of a report, their order and their text, for Markdown and for the page."""
 
 from __future__ import annotations
 
@@ -6,24 +6,36 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.study.analysis import CHANCE, LIKELY, TARGETS
+from benchmarks.study.analysis import CLOSE, TARGETS
 from benchmarks.study.report.tables import (
     Table,
+    gains_table,
     ranking_table,
+    selection_table,
     sensitivity_table,
     targets_table,
 )
 from benchmarks.study.report.words import percent
-from benchmarks.study.statistics import CONFIDENCE
+from benchmarks.study.statistics import CONFIDENCE, POWER
+from benchmarks.study.trial import AT_CHANCE, CHANCE
 
 Facts = dict[str, Any]
 
 TITLE = "Which optimizer for deep nets?"
 LIMITS_TITLE = "What this does not show"
 TRIALS_TITLE = "Every trial"
-NOTHING = "No trial has ended yet."
+NOTHING = "No trial is finished yet."
 
-TRACKS = {"lr": "learning rate tuned", "all": "every hyper-parameter tuned"}
+TUNED = {"lr": "learning rate tuned", "all": "every hyper-parameter tuned"}
+TESTS = (
+    f"In brackets: {percent(CONFIDENCE, 0)} t intervals. p: paired t-test, corrected by Holm's "
+    "method for the comparisons of one table."
+)
+SEEN_FROM = (
+    "Seen from: a true difference of that size would be seen, at the strictest of Holm's levels, "
+    f"with a probability of {percent(POWER, 0)}."
+)
+FAILURES = f"A failed run ends at chance, below {percent(AT_CHANCE, 0)} accuracy."
 
 
 @dataclass(frozen=True)
@@ -34,75 +46,189 @@ class Section:
     table: Table | None
 
 
-def heading(arena: Facts) -> str:
-    """For instance: Deep sigmoid net 784-128×5-10, learning rate tuned, 3 epochs."""
-    title = str(arena["title"])
-    schedule = "" if arena["schedule"] == "constant" else f", {arena['schedule']} schedule"
-    epochs = f"{arena['epochs']:g} epoch{'s' * (arena['epochs'] != 1)}"
-    return f"{title[0].upper()}{title[1:]}: {TRACKS[arena['track']]}, {epochs}{schedule}"
+def heading(comparison: Facts) -> str:
+    """For instance: Deep sigmoid net 784-128×5-10: learning rate tuned, 3 epochs."""
+    title, schedule = str(comparison["title"]), comparison["schedule"]
+    scheduled = "" if schedule == "constant" else f", {schedule} schedule"
+    epochs = _count(comparison["epochs"], "epoch")
+    return (
+        f"{title[0].upper()}{title[1:]}: {TUNED[comparison['search_space']]}, {epochs}{scheduled}"
+    )
 
 
-def sections(arena: Facts) -> Iterator[Section]:
-    if arena["ranking"]:
-        figures = ["ranking", "behind_the_best"] if len(arena["ranking"]) > 1 else ["ranking"]
-        yield Section("Ranking", _ranking_text(arena), figures, ranking_table(arena))
-    if arena["sensitivity"]:
+def conditions(comparison: Facts) -> str:
+    """What was run, for the reader of a single page."""
+    sizes = [f"{comparison[f'{part}_size']:,}" for part in ("train", "validation", "test")]
+    parts = [
+        f"{sizes[0]} images for training, {sizes[1]} for validation, {sizes[2]} for the test; "
+        f"batch size {comparison['batch_size']}"
+    ]
+    if searched := comparison["sensitivity"]:
+        rates = [point["lr"] for one in searched for point in one["points"]]
+        counts = sorted({one["tried"] for one in searched})
+        several = f"{counts[0]} … {counts[-1]} trials"
+        trials = several if len(counts) > 1 else _count(counts[0], "trial")
+        parts.append(
+            f"search: {trials} for each optimizer, learning rates {min(rates):.3g} … "
+            f"{max(rates):.3g}, {_seeds(comparison['search_seeds'])}"
+        )
+    if comparison["selection"]:
+        parts.append(f"selection: {_seeds(comparison['selection_seeds'])}")
+    if comparison["ranking"]:
+        parts.append(f"comparison: {_seeds(comparison['seeds'])}")
+    return "; ".join(parts) + "."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"seeds {seeds[0]} … {seeds[-1]}"
+    return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
+
+
+def sections(comparison: Facts) -> Iterator[Section]:
+    ranking = comparison["ranking"]
+    if ranking:
+        figures = ["ranking", "behind_the_best"] if len(ranking) > 1 else ["ranking"]
+        yield Section("Ranking", _ranking_text(comparison), figures, ranking_table(comparison))
+    if any(entry.get("gain") for entry in ranking):
         yield Section(
-            "Sensitivity to the learning rate", _SENSITIVITY, ["sensitivity"],
-            sensitivity_table(arena),
+            "Gain over tuning the learning rate alone", _GAINS, [], gains_table(comparison)
+        )
+    if comparison["selection"]:
+        yield Section("Selection", _selection_text(comparison), [], selection_table(comparison))
+    if comparison["sensitivity"]:
+        yield Section(
+            "Sensitivity to the learning rate", _sensitivity_text(comparison), ["sensitivity"],
+            sensitivity_table(comparison),
         )  # fmt: skip
-    if arena["ranking"]:
+    if ranking:
         yield Section("Learning curves", _CURVES, ["training_loss", "validation_error"], None)
         names = [f"time_to_{target.removeprefix('0.')}" for target in TARGETS]
-        yield Section("Time to a target", _TARGETS, names, targets_table(arena))
-    if arena["ranking"] and all(entry["gradient_flow"]["layers"] for entry in arena["ranking"]):
+        yield Section("Time to a target", _targets_text(ranking), names, targets_table(comparison))
+    if ranking and all(entry["gradient_flow"]["layers"] for entry in ranking):
         yield Section("Gradient flow", _FLOW, ["gradient_flow"], None)
 
 
-def verdict(arena: Facts) -> str:
-    """Who comes first, and who cannot be told from it."""
-    first, *others = arena["ranking"]
-    alike = [entry["title"] for entry in others if entry["like_the_best"]]
+def verdict(comparison: Facts) -> str:
+    """Which optimizer has the best mean, and from which others the tests do not separate it."""
+    first, *others = comparison["ranking"]
     accuracy = percent(first["test_accuracy"]["mean"])
-    text = f"{first['title']} comes first with {accuracy} on the test set"
-    if any(entry["like_the_best"] is None for entry in others):
-        text += "; there are too few seeds to tell what is chance"
-    elif alike:
-        text += f"; {_listed(alike)} cannot be told from it"
-    elif others:
-        text += ", ahead of every other"
-    return text + "."
+    text = f"{first['title']} has the best mean test accuracy, {accuracy}"
+    if any(entry["difference"]["told_apart"] is None for entry in others):
+        return f"{text}; one seed cannot tell whether by chance."
+    close = [entry for entry in others if not entry["difference"]["told_apart"]]
+    if not close:
+        return f"{text}, and every other is significantly behind." if others else f"{text}."
+    power = [
+        f"{percent(entry['difference']['detectable'], unit='')} points ({entry['title']})"
+        for entry in close
+    ]
+    return (
+        f"{text}. The tests do not separate it from {_listed([e['title'] for e in close])}: with "
+        f"these {_count(len(comparison['seeds']), 'seed')} they see, with a probability of "
+        f"{percent(POWER, 0)}, true differences from {_listed(power)} on."
+    )
+
+
+def in_short(comparisons: Sequence[Facts]) -> list[str]:
+    """What belongs beside the table of the site."""
+    lines = [f"* {heading(one)}. {verdict(one)} {conditions(one)}" for one in comparisons]
+    errors = [percent(one["sampling_error"], unit="") for one in comparisons]
+    notes = (
+        f"{TESTS} {FAILURES} The intervals do not contain the choice of the test images, whose "
+        f"standard error is {' or '.join(dict.fromkeys(errors))} points. A run that misses 97 % "
+        "on the validation set counts as infinite (∞)."
+    )
+    return ["\n".join(lines), notes]
 
 
 def _listed(names: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
-def _ranking_text(arena: Facts) -> str:
-    seeds = len(arena["seeds"])
-    return (
-        f"**{verdict(arena)}** The setting with the best validation accuracy of the search, "
-        f"trained anew with {seeds} seed{'s' * (seeds != 1)}; a seed means the same initial "
-        "weights and the same order of batches to every optimizer. In brackets: "
-        f"{CONFIDENCE:.0%} bootstrap intervals. Behind the best: paired by seed. p: sign-flip "
-        "permutation test, corrected for all comparisons of this report (false discovery rate); "
-        f"“=” cannot be told from the best (p > {LIKELY:g}). A run that diverged counts as "
-        f"guessing, {CHANCE:.0%}."
+def _ranking_text(comparison: Facts) -> str:
+    ranking, images = comparison["ranking"], comparison["test_size"]
+    error = percent(comparison["sampling_error"], unit=" points")
+    lines = [
+        f"**{verdict(comparison)}** The mean decides the order. Each optimizer has its chosen "
+        f"setting and was trained with {_seeds(comparison['seeds'])}; a seed gives every "
+        "optimizer the same initial weights and the same order of batches."
+    ]
+    if len(ranking) > 1:
+        lines += [TESTS, SEEN_FROM]
+    if any(entry["failed"] for entry in ranking):
+        lines.append(FAILURES)
+    if any(entry["diverged"] for entry in ranking):
+        lines.append(f"A run that diverged counts as guessing, {percent(CHANCE, 0)}.")
+    lines.append(
+        "**What is luck here:** the intervals cover initial weights and the order of batches, "
+        "nothing else. Settings were chosen by a few seeds, and other seeds may choose another "
+        f"candidate. {images:,} test images are a sample, whose standard error is {error} for each "
+        "accuracy; it is not in the intervals, as all optimizers have the same images."
     )
+    return " ".join(lines)
 
 
-_SENSITIVITY = (
-    "The validation error at the end, for each learning rate that was tried. A wide valley "
-    "forgives a wrong guess; its floor is what tuning can reach. The grey band is "
-    "within 1 % of the best of all. Circles: the best of each; crosses: trials that diverged."
+_GAINS = (
+    "Test accuracy with every hyper-parameter tuned, minus that of the same optimizer with only "
+    "the learning rate tuned, paired by seed. The wider search has the winner of the narrower one "
+    "among its trials: where it won again, the gain is 0.00 with p = 1.000. A loss comes from the "
+    f"small number of selection seeds. {TESTS} {SEEN_FROM}"
 )
+
+
+def _selection_text(comparison: Facts) -> str:
+    present = {candidate["optimizer"] for candidate in comparison["selection"]}
+    absent = [one["title"] for one in comparison["sensitivity"] if one["optimizer"] not in present]
+    text = (
+        f"The best settings of the search, trained again with "
+        f"{_seeds(comparison['selection_seeds'])}. The highest mean validation accuracy is chosen: "
+        f"in the mean a failed seed counts in full, in a median of few seeds it may not. {FAILURES}"
+    )
+    if absent:
+        text += f" {_listed(absent)} had one candidate only: all other trials ended at chance."
+    return text
+
+
+def _sensitivity_text(comparison: Facts) -> str:
+    text = (
+        "The validation error at the end, for each setting of the search. A wide valley forgives a "
+        "wrong guess; its floor is what tuning can reach. The grey band is within "
+        f"{percent(CLOSE, 0)} of the best of all. Circles: the chosen settings."
+    )
+    if any(one["diverged"] for one in comparison["sensitivity"]):
+        text += " Crosses: trials that diverged."
+    if any(one["failed"] for one in comparison["sensitivity"]):
+        text += (
+            f" At chance: trials that end below {percent(AT_CHANCE, 0)} accuracy, diverged or "
+            "not; a saturated net learns nothing and diverges nowhere."
+        )
+    return text
+
+
 _CURVES = "Lines: the median of all seeds. Bands: from the lowest to the highest."
-_TARGETS = (
-    "Medians over all runs; a run that never reaches the target counts as infinite (∞), so the "
-    "median is infinite if half of them miss it. Evaluation is off the clock. Profiles: the sooner "
-    "and the higher, the better; the dashes are the end of the training."
-)
+
+
+def _targets_text(ranking: Sequence[Facts]) -> str:
+    text = (
+        "Medians over all runs. Evaluation is off the clock. Profiles: the earlier and the higher, "
+        "the better; the dashed line is the end of the training."
+    )
+    if any(
+        target["reached"] < target["of"] for one in ranking for target in one["targets"].values()
+    ):
+        text += (
+            " A run that never reaches the target counts as infinite (∞), so the median is "
+            "infinite if half of the runs miss it."
+        )
+    return text
+
+
 _FLOW = (
-    "Dashes: early in the training of the best optimizer, at the step that the legend names. "
+    "Dashed: early in the training of the best optimizer, at the step that the legend names. "
     "Colours: at the end of the training, the median of the last samples and of the seeds."
 )

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: per cent, intervals, infinities, and what is not known."""
+"""How numbers are written: per cent, intervals, infinities, and unknown ones."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def number(value: float | None, form: str, unit: str = "") -> str:
     return (text.removeprefix("-") if float(text) == 0 else text).replace("-", "−") + unit
 
 
-def with_interval(found: dict[str, Any], digits: int = 2) -> str:
+def with_interval(facts: dict[str, Any], digits: int = 2) -> str:
     """A share in per cent with its interval, if there is one: 97.55 (97.41 … 97.69)."""
-    mean = percent(found["mean"], digits, "")
-    if found["low"] is None:
+    mean = percent(facts["mean"], digits, "")
+    if facts["low"] is None:
         return mean
-    low, high = (percent(found[bound], digits, "") for bound in ("low", "high"))
-    return f"{mean} ({low} … {high})"
+    low, high = (percent(facts[bound], digits, "") for bound in ("low", "high"))
+    return f"{mean} ({low}\u00a0…\u00a0{high})"
 
 
 def p_value(p: float | None) -> str:

@@ -29,11 +29,14 @@ STUDY: Shape = {
 }
 
 
-def write(out: Path) -> None:
-    """Write the report into the study's own folder, each file at once or not at all.
+def write(out: Path) -> dict[str, Any]:
+    """Write the report into the study's folder, each file completely or not at all.
 
     Args:
         out: a results folder: study.json and trials/*.json.
+
+    Returns:
+        What the report says, as `analyse` returns it.
 
     Raises:
         CannotRun: there is no study in it, or a file is not what a study writes.
@@ -46,18 +49,21 @@ def write(out: Path) -> None:
     facts = analyse(trials)
     about = _about(study, facts)
     figures = {
-        f"{number}_{arena['net']}_{arena['track']}": {
-            name: DRAWINGS[name](arena) for section in sections(arena) for name in section.figures
+        f"{number}_{comparison['net']}_{comparison['search_space']}": {
+            name: DRAWINGS[name](comparison)
+            for section in sections(comparison)
+            for name in section.figures
         }
-        for number, arena in enumerate(facts["arenas"], 1)
+        for number, comparison in enumerate(facts["comparisons"], 1)
     }
     write_json(out / SUMMARY, study | about | without_curves(facts))
-    for arena, drawn in figures.items():
+    for key, drawn in figures.items():
         for name, figure in drawn.items():
-            write_atomically(out / FIGURES / f"{arena}_{name}.svg", svg_file(figure))
+            write_atomically(out / FIGURES / f"{key}_{name}.svg", svg_file(figure))
     written = _about(_as_markdown(study), facts)
     write_atomically(out / PAPER, paper(written, facts, figures, trials))
     write_atomically(out / PAGE, page(about, facts, figures, trials))
+    return facts
 
 
 def load_trials(out: Path, study: dict[str, Any]) -> list[Trial]:
@@ -75,7 +81,7 @@ def load_trials(out: Path, study: dict[str, Any]) -> list[Trial]:
 
 def _about(study: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     command = f"python -m benchmarks.study --budget {study['settings']['budget']}"
-    used = list(dict.fromkeys(arena["dataset"] for arena in facts["arenas"]))
+    used = list(dict.fromkeys(one["dataset"] for one in facts["comparisons"]))
     return {
         "dataset": ", ".join(DATA[name] for name in used) or "no data yet",
         "command": command,
