@@ -6,8 +6,6 @@ python -m benchmarks.challenges --help
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +16,6 @@ from typing import Any
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.challenges import (
@@ -44,19 +41,20 @@ from benchmarks.common.command import (
     Parser,
     bars,
     conduct,
-    load_shown,
     name_among,
     run,
     say,
 )
 from benchmarks.common.data import Digits
 from benchmarks.common.optimizers import DEFAULT_NAMES, OPTIMIZERS
-from benchmarks.common.options import add_data, add_names, add_out, add_seed, default_out
+from benchmarks.common.options import add_budget, add_data, add_names, add_out, add_seed
 from benchmarks.common.plots import png
-from benchmarks.common.record import machine, versions
+from benchmarks.common.reading import Shape, many, read_results, text, whole
+from benchmarks.common.record import conditions
 
 PROGRAM = "python -m benchmarks.challenges"
 CPU = torch.device("cpu")
+FINISHED: Shape = {"optimizers": many(text), "seed": whole(), "budget": text}
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,6 @@ def build_parser() -> Parser:
         description="Small experiments that show what a lecture on optimization says, and measure\n"
         "whether it holds. Each leaves pictures for slides and the facts behind them.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "experiments",
@@ -121,46 +117,36 @@ def build_parser() -> Parser:
     )
     add_names(parser, "optimizers", OPTIMIZERS, " ".join(DEFAULT_NAMES))
     add_seed(parser, "weights, batches and noise")
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="much smaller: shows that everything works, not what is true",
-    )
+    add_budget(parser, {"quick": "much smaller, to see that it works", "standard": "minutes"})
     add_data(parser)
     add_out(parser, "where a directory for each experiment is made")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
-    parser = build_parser()
-    return conduct(parser, partial(_work, parser.parse_args(arguments), sizes))
+    return conduct(build_parser(), arguments, partial(_work, sizes=sizes))
 
 
-def _work(given: argparse.Namespace, sizes: Sizes | None, job: Job) -> int:
-    out, console = given.out or default_out(), job.console
-    names = _chosen(given)
-    sizes = sizes or (QUICK if given.quick else Sizes())
-    job.claim(out)
-    if there := [name for name in names if os.path.lexists(out / name)]:
-        raise CannotRun(f"--out {out} has {there[0]} already; choose another directory")
-    job.kept = f"finished and kept in {out}: nothing yet"
+def _work(given: argparse.Namespace, job: Job, sizes: Sizes | None) -> int:
+    out, console = job.begin(f"*/{FACTS_FILE}"), job.console
+    names = [name for name in _chosen(given) if not _is_finished(out / name, given)]
+    sizes = sizes or (QUICK if given.budget == "quick" else Sizes())
     finished: dict[str, list[Finding]] = {}
     with _one_thread():
-        digits = _load(given, names, sizes, console)
+        digits = _load(names, sizes, job)
         setup = Setup(tuple(given.optimizers or DEFAULT_NAMES), given.seed, digits, sizes)
-        say(console, f"Results go to {out}")
-        for name, findings in _run_all(names, setup, out, console):
+        job.keep(out, "finished experiments")
+        for name, findings in _run_all(names, setup, out, job):
             finished[name] = findings
-            job.kept = f"finished and kept in {out}: {', '.join(finished)}"
-    if given.quick:
+    if given.budget == "quick":
         say(console, "Quick: these nets have hardly learnt, so that verdicts on them mean nothing.")
     for name, findings in finished.items():
         console.print(_table(EXPERIMENTS[name].title, findings))
-    say(console, f"Pictures and {FACTS_FILE} are in {out}/{'|'.join(finished)}")
-    say(console, f"Next, look at them:\n\n    tensorboard --logdir {shlex.quote(str(out))}\n")
     wrong = [f for findings in finished.values() for f in findings if f.theory and not f.holds]
     for finding in wrong:
         say(console, f"Not as computed: {finding.claim}: {finding.figures}")
+    recorded = [f"{name}/*.{ending}" for name in OF_ALL for ending in ("json", "png")]
+    job.end(out, "", recorded=recorded, tensorboard=".")
     return int(bool(wrong))
 
 
@@ -182,27 +168,36 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _load(
-    given: argparse.Namespace, names: list[str], sizes: Sizes, console: Console
-) -> Digits | None:
+def _is_finished(folder: Path, given: argparse.Namespace) -> bool:
+    """Whether a job that is resumed has done this experiment already, with the same settings."""
+    try:
+        content = read_results(folder / FACTS_FILE, FINISHED, "an experiment")
+    except FileNotFoundError:
+        return False
+    asked = {
+        "optimizers": given.optimizers or list(DEFAULT_NAMES),
+        "seed": given.seed,
+        "budget": given.budget,
+    }
+    for name, value in asked.items():
+        if content[name] != value:
+            raise CannotRun(f"{folder} has {name} {content[name]}, not {value}; choose another")
+    return True
+
+
+def _load(names: list[str], sizes: Sizes, job: Job) -> Digits | None:
     if not any(EXPERIMENTS[name].needs_digits for name in names):
         return None
-    digits = load_shown(
-        given.dataset,
-        given.data_dir,
-        CPU,
-        sizes.train_images(),
-        sizes.test_images,
-        console,
-    )
-    say(console, f"Data: {digits.name}")
+    given, images = job.given, (sizes.train_images(), sizes.test_images)
+    digits = job.load_digits(given.dataset, given.data_dir, CPU, *images)
+    say(job.console, f"Data: {digits.name}")
     return digits
 
 
 def _run_all(
-    names: list[str], setup: Setup, out: Path, console: Console
+    names: list[str], setup: Setup, out: Path, job: Job
 ) -> Iterator[tuple[str, list[Finding]]]:
-    with bars(console) as shown:
+    with bars(job.console) as shown:
         everything = shown.add_task("all", total=len(names))
         for place, name in enumerate(names, start=1):
             experiment, began = EXPERIMENTS[name], time.perf_counter()
@@ -218,7 +213,9 @@ def _run_all(
             on_progress("drawing", 1.0)
             pictures = {title: png(figure) for title, figure in experiment.draw(facts).items()}
             seconds = time.perf_counter() - began
-            keep(out / name, _content(name, setup, facts, findings, seconds), pictures)
+            about = conditions(CPU, job.given.command) | {"budget": job.given.budget}
+            content = about | _content(name, setup, facts, findings, seconds)
+            keep(out / name, content, pictures)
             shown.remove_task(one)
             shown.advance(everything)
             say(
@@ -239,8 +236,6 @@ def _content(
         "seed": setup.seed,
         "dataset": setup.the_digits().name if needs_digits else None,
         "seconds": round(seconds, 1),
-        "versions": versions(),
-        "machine": machine(CPU),
         "findings": [
             {"claim": found.claim, "figures": found.figures, "verdict": found.verdict}
             for found in findings

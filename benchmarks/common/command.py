@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +22,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.common import claims, signals
-from benchmarks.common.data import DataError, Digits, find_data_dir, load_digits
+from benchmarks.common.data import SYNTHETIC_NAME, DataError, Digits, find_data_dir, load_digits
+from benchmarks.common.record import publish
 
 RUNS = Path("runs")
 # What can be asked for, and so what a file of results can say that was asked for.
@@ -46,26 +50,157 @@ class CannotRun(Exception):
 
 
 class Parser(argparse.ArgumentParser):
+    """Refuses in one line what it cannot read, and suggests what may have been meant."""
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(
+            prog=prog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **settings,
+        )
+
+    def read(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """The options of a command line; `command` and `again` say how to repeat it.
+
+        Attributes of the result besides the options:
+            command: the line without the options that only say where files lie. It is recorded.
+            again: the same with the data's directory, to which `--resume --out` can be added.
+        """
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        for word in words:
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in (*self._option_string_actions, "--"):
+                hint = did_you_mean(name, self._option_string_actions)
+                self.error(f"there is no option {name}{hint}")
+        given = self.parse_args(words)
+        given.command = self._line(words, {*OF_FILES, *OF_THE_OUTPUT})
+        given.again = self._line(words, OF_THE_OUTPUT)
+        return given
+
+    def _line(self, words: Sequence[str], without: Collection[str]) -> str:
+        kept, rest = [], iter(words)
+        for word in rest:
+            name, equals, _ = word.partition("=")
+            if name not in without:
+                kept.append(word)
+            elif not equals and self._option_string_actions[name].nargs != 0:
+                next(rest)
+        return " ".join([self.prog, shlex.join(kept)]).strip()
+
     def error(self, message: str) -> NoReturn:
         """One line, without the usage before it."""
         self.exit(2, f"{self.prog}: error: {in_a_line(message)} (--help lists the options)\n")
 
 
+OF_THE_OUTPUT = ("--out", "--resume")
+OF_FILES = ("--data-dir", "--record")
+
+
+def did_you_mean(text: str, valid: Iterable[str]) -> str:
+    close = difflib.get_close_matches(text, valid, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
 class Job:
-    """One run of a command, at work.
+    """One run of a command.
 
     Attributes:
-        console: where everything is said.
-        kept: what is said after an interruption: what there is so far, and how to go on.
+        given: the options of the command line.
+        name: of the command, such as mnist.
+        console: where everything is printed.
+        kept: what is printed after an interruption: what there is so far, and how to resume.
         claims: of folders; they end with the job.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, given: argparse.Namespace, console: Console) -> None:
+        self.given = given
+        self.name = given.command.split()[2].rpartition(".")[2]
         self.console = console
         self.kept = "nothing was begun"
         self.claims = ExitStack()
 
-    def claim(self, out: Path, what: str = "job") -> None:
+    def begin(self, marker: str) -> Path:
+        """Claim the folder of results: a new or empty one or, with --resume, one with this job.
+
+        Args:
+            marker: a file in which such a job is known, or a pattern of such files.
+
+        Raises:
+            CannotRun: the folder cannot be used so.
+        """
+        given = self.given
+        self.check_budget(vars(given).get("budget"))
+        out: Path = given.out or (
+            newest_job(marker) if given.resume else RUNS / f"{self.name}_{now()}"
+        )
+        self.claim(out)
+        is_begun = any(out.glob(marker))
+        if given.resume and not is_begun:
+            raise CannotRun(f"there is no job to resume in {out}: no {marker}")
+        if not given.resume and any(path.name != claims.LOCK for path in out.iterdir()):
+            hint = "; with --resume it goes on" if is_begun else ""
+            raise CannotRun(f"--out {out} is not empty; choose another directory{hint}")
+        return out
+
+    def check_budget(self, budget: str | None) -> None:
+        """
+        Raises:
+            CannotRun: the results were to be recorded, and the budget is too small for that.
+        """
+        if self.given.record and budget == "quick":
+            raise CannotRun("--record takes no results of --budget quick")
+
+    def keep(self, out: Path, what: str) -> None:
+        """From now on an interruption keeps `what` and says how to resume; say where it is."""
+        command = f"{self.given.again} --resume --out {shlex.quote(str(out))}"
+        self.kept = f"{what} are kept. Resume with:\n\n    {command}\n"
+        say(self.console, f"Results go to {out}")
+
+    def end(self, out: Path, first: str, *, recorded: Sequence[str], tensorboard: str = "") -> None:
+        """Record the results if asked to, and say which file to open next.
+
+        Args:
+            first: the file in `out` to begin with.
+            recorded: the files that --record copies, as patterns.
+            tensorboard: the folder in `out` that has events, "." for all of it.
+        """
+        if self.given.record:
+            say(self.console, f"Recorded in {publish(self.name, out, recorded)}")
+        lines = [shlex.quote(str(out / first))]
+        if tensorboard:
+            lines.append(f"tensorboard --logdir {shlex.quote(str(out / tensorboard))}")
+        say(self.console, "\n    ".join(["Next, open:\n", *lines]) + "\n")
+
+    def load_digits(
+        self, kind: str, data_dir: Path | None, device: torch.device, train: int, test: int
+    ) -> Digits:
+        """Load digits from a directory that the user named, or else the usual one.
+
+        Raises:
+            CannotRun: they are not MNIST, and the results were to be recorded.
+            DataError: there are none.
+        """
+        data_dir, named = find_data_dir(data_dir)
+        with bars(self.console) as shown:
+            bar = shown.add_task("generating digits", visible=False)
+            digits = load_digits(
+                kind,
+                data_dir,
+                device,
+                train,
+                test,
+                named=named,
+                announce=lambda text: say(shown.console, text),
+                on_generated=lambda done, total: shown.update(
+                    bar, completed=done, total=total, visible=True
+                ),
+            )
+        if self.given.record and digits.name == SYNTHETIC_NAME:
+            raise CannotRun(f"--record takes no results of {SYNTHETIC_NAME}")
+        return digits
+
+    def claim(self, out: Path) -> None:
         """Make the folder of results and keep other commands away from it until this one ends.
 
         Raises:
@@ -80,8 +215,8 @@ class Job:
                 self.claims.enter_context(claims.claimed(out))
         except claims.Taken:
             raise CannotRun(
-                f"another command is at work on the {what} in --out {out}; wait for it, or choose "
-                "another directory"
+                f"another command is at work in --out {out}; wait for it, or choose another "
+                "directory"
             ) from None
         except (OSError, ValueError) as problem:
             name = Path(str(getattr(problem, "filename", None))).name
@@ -89,17 +224,35 @@ class Job:
             raise CannotRun(f"--out {out} cannot be written: {where}{reason(problem)}") from problem
 
 
-def conduct(parser: Parser, work: Callable[[Job], int], console: Console | None = None) -> int:
+def now() -> str:
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+
+
+def newest_job(marker: str) -> Path:
+    """The folder in `runs` in which a job of this kind was last at work."""
+    found = [path for path in RUNS.glob("*") if any(path.glob(marker))]
+    if not found:
+        raise CannotRun(f"there is no job to resume in {RUNS}; name one with --out DIR")
+    return max(found, key=lambda out: max(path.stat().st_mtime for path in out.glob(marker)))
+
+
+def conduct(
+    parser: Parser,
+    arguments: Sequence[str] | None,
+    work: Callable[[argparse.Namespace, Job], int],
+    console: Console | None = None,
+) -> int:
     """Do the work of a command, and end as every command ends: the one place that decides it.
 
     Returns the exit status: what `work` returns, 1 if it could not go on, 130 or 143 after Ctrl-C
     or SIGTERM. What cannot be done as it was asked for is said by the parser, status 2.
     """
-    job = Job(console or Console())
+    given = parser.read(arguments)
+    job = Job(given, console or Console())
     with _quiet_threads(), signals.noted() as heard:
         try:
             with job.claims, heard.as_exceptions():
-                return work(job)
+                return work(given, job)
         except (KeyboardInterrupt, Exception) as problem:
             # Whatever breaks after a signal is broken by it: a library that cannot be interrupted,
             # a worker that got the signal, too.
@@ -199,10 +352,11 @@ class Names(argparse.Action):
         setattr(namespace, self.dest, list(dict.fromkeys([*already, *values])))
 
 
-def name_among(valid: Iterable[str]) -> Callable[[str], str]:
+def name_among(valid: Collection[str]) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text.lower() not in valid:
-            raise argparse.ArgumentTypeError(f"no {text!r} here; valid are {', '.join(valid)}")
+            names = ", ".join(valid) + did_you_mean(text.lower(), valid)
+            raise argparse.ArgumentTypeError(f"no {text!r} here; valid are {names}")
         return text.lower()
 
     return parse
@@ -256,29 +410,3 @@ def bars(console: Console) -> Progress:
         transient=True,
         refresh_per_second=4,
     )
-
-
-def load_shown(
-    kind: str,
-    data_dir: Path | None,
-    device: torch.device,
-    train_size: int,
-    test_size: int,
-    console: Console,
-) -> Digits:
-    """Load digits from a directory that the user named, or else the usual one; show how it goes."""
-    data_dir, named = find_data_dir(data_dir)
-    with bars(console) as shown:
-        generating = shown.add_task("generating digits", visible=False)
-        return load_digits(
-            kind,
-            data_dir,
-            device,
-            train_size,
-            test_size,
-            named=named,
-            announce=lambda text: say(shown.console, text),
-            on_generated=lambda done, total: shown.update(
-                generating, completed=done, total=total, visible=True
-            ),
-        )

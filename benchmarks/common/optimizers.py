@@ -25,16 +25,8 @@ class OptimizerEntry:
     marker: str
     options: Mapping[str, float] = field(default_factory=dict)
 
-    def make_scratch(
-        self, parameters: Iterable[nn.Parameter], lr: float, foreach: bool = False
-    ) -> torch.optim.Optimizer:
-        engine = {"foreach": True} if foreach else {}
-        return self.scratch(parameters, lr=lr, **self.options, **engine)
-
-    def make_reference(
-        self, parameters: Iterable[nn.Parameter], lr: float
-    ) -> torch.optim.Optimizer:
-        return self.reference(parameters, lr=lr, **self.options)
+    def make_scratch(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        return self.scratch(parameters, lr=lr, **self.options)
 
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {

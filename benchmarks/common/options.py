@@ -1,27 +1,40 @@
-"""Options that several commands have, in the same words."""
+"""Options that several commands have, with the same names."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.common.claims import LOCK
-from benchmarks.common.command import RUNS, CannotRun, Names, name_among, whole_number
+from benchmarks.common.command import RUNS, Names, name_among, whole_number
 from benchmarks.common.data import DATA_DIR_VARIABLE, KINDS
 
 ABSENT = argparse.SUPPRESS  # for a command that must tell what was given from what was left out
 
 
 class Options(Protocol):
-    """A parser or a group of options in one."""
+    """A parser, or a group of its options."""
 
     def add_argument(self, *names: str, **settings: Any) -> argparse.Action: ...
 
 
+def add_choice(
+    options: Options, option: str, valid: Iterable[str], help: str, default: str
+) -> None:
+    """An option that has one of a few values."""
+    valid = list(valid)
+    options.add_argument(
+        f"--{option}",
+        type=name_among(valid),
+        default=default,
+        metavar=f"{{{','.join(valid)}}}",
+        help=help,
+    )
+
+
 def add_names(options: Options, option: str, valid: Iterable[str], default: str = "all") -> None:
+    """An option that has any of a few values."""
     valid = list(valid)
     options.add_argument(
         f"--{option}",
@@ -31,6 +44,12 @@ def add_names(options: Options, option: str, valid: Iterable[str], default: str 
         metavar="NAME",
         help=f"any of: {', '.join(valid)} (default: {default})",
     )
+
+
+def add_budget(options: Options, budgets: Mapping[str, str], default: str = "standard") -> None:
+    """How much is run; each budget with a few words on it."""
+    texts = "; ".join(f"{name}: {text}" for name, text in budgets.items())
+    add_choice(options, "budget", budgets, f"{texts} (default: {default})", default)
 
 
 def add_seed(options: Options, of_what: str, default: int | str = 0) -> None:
@@ -44,22 +63,19 @@ def add_seed(options: Options, of_what: str, default: int | str = 0) -> None:
 
 
 def add_device(options: Options, default: str = "auto") -> None:
-    options.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        default=default,
-        help="where to compute (default: auto)",
+    add_choice(
+        options, "device", ("auto", "cpu", "cuda"), "where to compute (default: auto)", default
     )
 
 
 def add_data(options: Options, default: str = "auto") -> None:
-    options.add_argument(
-        "--dataset",
-        choices=KINDS,
-        default=default,
-        help="mnist insists on MNIST; synthetic takes digits that the program generates; auto "
-        "takes MNIST, or synthetic digits where MNIST is neither there nor to be downloaded "
-        "(default: auto)",
+    add_choice(
+        options,
+        "dataset",
+        KINDS,
+        "mnist: MNIST alone; synthetic: digits that the program generates; auto: MNIST, or "
+        "synthetic digits where MNIST is neither there nor can be downloaded (default: auto)",
+        default,
     )
     add_data_dir(options)
 
@@ -75,18 +91,24 @@ def add_data_dir(options: Options) -> None:
 
 
 def add_out(options: Options, what: str = "where the results go") -> None:
+    """Where results go, whether a job goes on, and whether its results are recorded."""
     options.add_argument(
         "--out",
         type=Path,
+        default=None,
         metavar="DIR",
-        help=f"{what} (default: a new directory in runs, named by the time)",
+        help=f"{what} (default: a new directory in {RUNS}, named by the time)",
     )
-
-
-def default_out() -> Path:
-    return RUNS / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
-
-
-def check_new(out: Path, hint: str = "") -> None:
-    if any(path.name != LOCK for path in out.iterdir()):
-        raise CannotRun(f"--out {out} is not empty; choose another directory{hint}")
+    options.add_argument(
+        "--resume",
+        action="store_true",
+        default=False,
+        help=f"go on with the job in --out, or with the newest in {RUNS}; what is finished is kept",
+    )
+    options.add_argument(
+        "--record",
+        action="store_true",
+        default=False,
+        help="copy the results to benchmarks/results, from which the documentation takes its "
+        "figures; not with synthetic digits or --budget quick",
+    )

@@ -6,12 +6,13 @@ holds goes nowhere.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common.command import LIMITS, CannotRun
-from benchmarks.common.record import read_json
+from benchmarks.common.record import read_json, write_json
 
 Check = Callable[[Any], bool]
 Shape = Mapping[str, Any]  # to checks and shapes
@@ -114,4 +115,27 @@ def read_results(path: Path, shape: Shape, what: str) -> dict[str, Any]:
         raise CannotRun(f"{path} cannot be read: {problem}; remove or replace it") from problem
     if wrong := next(faults(content, shape), None):
         raise CannotRun(f"{path} does not hold {what}: {wrong}; remove or replace it")
+    return content
+
+
+def begin_results(path: Path, begun: dict[str, Any], shape: Shape, resume: bool) -> dict[str, Any]:
+    """The content of a job's one file of results: as it is begun, or what it has so far.
+
+    Args:
+        begun: what a new job starts with; its "settings" must be those of a job to resume.
+        shape: of the file.
+
+    Raises:
+        CannotRun: the file holds something else, or a job with other settings.
+    """
+    if not resume:
+        write_json(path, begun)
+        return begun
+    content = read_results(path, {"settings": {}} | dict(shape), "results of this command")
+    for name, value in json.loads(json.dumps(begun["settings"])).items():
+        if (stored := content["settings"].get(name)) != value:
+            raise CannotRun(
+                f"{path} has {name} {stored!r:.60}, not {value!r:.60}; repeat the job's options to "
+                "resume it, or begin another"
+            )
     return content

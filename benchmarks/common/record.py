@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard.summary import hparams
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from benchmarks.common import claims, processes
 
+RESULTS = Path(__file__).parents[1] / "results"  # of which the documentation takes its figures
 RUN_FILE = "run.json"
 MOST_BYTES, DEEPEST = 2**26, 20  # of a file of results
 
@@ -135,6 +134,19 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def conditions(device: torch.device, command: str) -> dict[str, Any]:
+    """What every file of results says: by which command, with what and on what it was made."""
+    return {"command": command, "versions": versions(), "machine": machine(device)}
+
+
+def publish(name: str, out: Path, patterns: Sequence[str]) -> Path:
+    """Copy files of a job to the recorded results of its command, and return their folder."""
+    folder = RESULTS / name
+    for path in [path for pattern in patterns for path in sorted(out.glob(pattern))]:
+        write_atomically(folder / path.relative_to(out), path.read_bytes())
+    return folder
+
+
 def provenance(recorded: dict[str, Any], command: str) -> str:
     """On what, with what and by which command something was measured."""
     machine, versions = recorded["machine"], recorded["versions"]
@@ -153,6 +165,8 @@ class RunRecorder:
     """
 
     def __init__(self, directory: Path) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter  # takes seconds to import
+
         claims.clear(directory)
         self.directory = directory
         self._writer = SummaryWriter(log_dir=str(directory))
@@ -176,6 +190,8 @@ class RunRecorder:
         SummaryWriter.add_hparams would open a second run for the hyper-parameters; the same three
         summaries, written to this run, show them in one row with its curves.
         """
+        from torch.utils.tensorboard.summary import hparams
+
         lines = [f"* {name}: {value}" for name, value in settings.items()]
         self._writer.add_text("settings", "\n".join(lines))
         events = self._writer.file_writer

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.common import processes
 from benchmarks.common.data import Digits
+from benchmarks.common.implementations import maker
 from benchmarks.common.nets import build_net, weights_by_layer
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.record import RunRecorder
@@ -54,7 +55,8 @@ class TrainConfig:
     seed: int = 0
     depth: int = 5
     width: int = 128
-    foreach: bool = False
+    engine: str = "default"
+    torch_engine: str = "loop"
     reference: bool = True
 
     def implementations(self) -> tuple[str, ...]:
@@ -286,11 +288,9 @@ def _training_run(
         digits.train_images.device
     )
     net = processes.data_parallel(built)
-    entry = OPTIMIZERS[config.optimizer]
-    if implementation == SCRATCH:
-        optimizer = entry.make_scratch(net.parameters(), config.lr, config.foreach)
-    else:
-        optimizer = entry.make_reference(net.parameters(), config.lr)
+    ours = implementation == SCRATCH
+    name = f"ours-{config.engine}" if ours else f"torch-{config.torch_engine}"
+    optimizer = maker(name, OPTIMIZERS[config.optimizer], lr=config.lr)(net.parameters())
     steps = config.epochs * config.steps_per_epoch(len(digits.train_labels))
     return TrainingRun(
         implementation=implementation,

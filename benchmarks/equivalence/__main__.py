@@ -16,12 +16,22 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.common.command import Job, Parser, bars, conduct, run, say, whole_number
+from benchmarks.common.command import (
+    Job,
+    Parser,
+    bars,
+    conduct,
+    pick_device,
+    run,
+    say,
+    whole_number,
+)
 from benchmarks.common.implementations import ENGINES
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.option_cases import OPTION_CASES, Options
-from benchmarks.common.options import add_names, add_out, add_seed, check_new, default_out
-from benchmarks.common.record import machine, versions, write_atomically, write_json
+from benchmarks.common.options import add_budget, add_device, add_names, add_out, add_seed
+from benchmarks.common.reading import begin_results
+from benchmarks.common.record import conditions, write_atomically, write_json
 from benchmarks.common.workers import workers
 from benchmarks.equivalence.atlas import (
     DTYPES,
@@ -34,6 +44,7 @@ from benchmarks.equivalence.atlas import (
 )
 from benchmarks.equivalence.report import (
     EXPLANATION,
+    RECORDED,
     draw_atlas,
     report,
     summary,
@@ -48,8 +59,8 @@ STEPS, QUICK_STEPS = 300, 20
 DEFAULT_ENGINES = ("default", "loop", "foreach")
 EXAMPLES = f"""examples:
   {PROGRAM}
-  {PROGRAM} --quick
-  {PROGRAM} --engines {" ".join(ENGINES)}
+  {PROGRAM} --budget quick
+  {PROGRAM} --engine {" ".join(ENGINES)}
   {PROGRAM} --optimizers adam --dtypes float32 --steps 1000
 
 Engines are ours; torch's and variants are always compared. Our fused engine is not among the
@@ -80,23 +91,24 @@ def build_parser() -> Parser:
         prog=PROGRAM,
         description="Compare every optimizer, option, dtype and engine with torch, bit by bit.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    choices = {"optimizers": list(OPTIMIZERS), "dtypes": list(DTYPES), "engines": list(ENGINES)}
-    for option, valid in choices.items():
-        default = ", ".join(DEFAULT_ENGINES) if option == "engines" else "all"
-        add_names(parser, option, valid, default)
+    add_names(parser, "optimizers", OPTIMIZERS)
+    add_names(parser, "dtypes", DTYPES)
+    add_names(parser, "engine", ENGINES, " ".join(DEFAULT_ENGINES))
+    add_device(parser)
+    add_budget(
+        parser,
+        {
+            "quick": f"{QUICK_STEPS} steps, and of each optimizer the first and the last option "
+            "case alone",
+            "standard": f"{STEPS} steps of all",
+        },
+    )
     parser.add_argument(
         "--steps",
         type=whole_number("steps"),
         metavar="N",
-        help=f"how many steps are compared (default: {STEPS}, with --quick {QUICK_STEPS})",
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="few steps, and of each optimizer the defaults and the last option case alone",
+        help="how many steps are compared (default: of the budget)",
     )
     add_seed(parser, "parameters and gradients")
     add_out(parser)
@@ -104,19 +116,18 @@ def build_parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None, processes: int | None = None) -> int:
-    parser = build_parser()
-    given = parser.parse_args(arguments)
-    return conduct(parser, partial(_work, given, processes or os.cpu_count() or 1))
+    work = partial(_work, processes=processes or os.cpu_count() or 1)
+    return conduct(build_parser(), arguments, work)
 
 
-def _work(given: argparse.Namespace, processes: int, job: Job) -> int:
-    out, console = given.out or default_out(), job.console
-    job.claim(out)
-    check_new(out)
-    recorded = _begin(given)
-    write_json(out / RESULT, recorded)
-    job.kept = f"what was compared is in {out}"
-    say(console, f"Results go to {out}")
+def _work(given: argparse.Namespace, job: Job, processes: int) -> int:
+    out, console = job.begin(RESULT), job.console
+    device = pick_device(given.device)
+    begun = _begin(given, device)
+    recorded = begin_results(out / RESULT, begun, RECORDED, given.resume)
+    job.keep(out, "finished comparisons")
+    if device.type == "cuda":
+        processes = 1  # a single one keeps the GPU busy
     try:
         _compare_all(recorded, _cases(given), out, console, processes)
     finally:
@@ -124,35 +135,37 @@ def _work(given: argparse.Namespace, processes: int, job: Job) -> int:
     console.print(terminal_table(recorded))
     console.print(EXPLANATION, style="dim", markup=False, highlight=False)
     say(console, verdict(recorded))
-    say(console, f"Tables and picture: equivalence.md, equivalence.png in {out}")
+    job.end(out, "equivalence.md", recorded=(RESULT, "*.png"))
     return int(any(map(_breaks_a_promise, recorded["rows"])))
 
 
-def _begin(given: argparse.Namespace) -> dict[str, Any]:
-    engines = given.engines or list(DEFAULT_ENGINES)
+def _begin(given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    engines = given.engine or list(DEFAULT_ENGINES)
+    at = conditions(device, given.command)
+    at["machine"]["torch_threads"] = 1  # of each process
     return {
         "settings": {
             "optimizers": given.optimizers or list(OPTIMIZERS),
             "dtypes": given.dtypes or list(DTYPES),
             "engines": engines,
             "implementations": implementations(engines),
-            "steps": given.steps or (QUICK_STEPS if given.quick else STEPS),
-            "quick": given.quick,
+            "device": device.type,
+            "steps": given.steps or (QUICK_STEPS if given.budget == "quick" else STEPS),
+            "budget": given.budget,
             "seed": given.seed,
         },
         "facts": FACTS,
-        "machine": machine(torch.device("cpu")) | {"torch_threads": 1},
-        "versions": versions(),
+        **at,
         "rows": [],
     }
 
 
 def _cases(given: argparse.Namespace) -> list[Case]:
-    """With --quick the first and the last line of each optimizer's table."""
+    """With --budget quick the first and the last line of each optimizer's table."""
     cases = []
     for optimizer in given.optimizers or OPTIMIZERS:
         table = OPTION_CASES[optimizer]
-        for options in (table[0], table[-1]) if given.quick else table:
+        for options in (table[0], table[-1]) if given.budget == "quick" else table:
             cases += [(optimizer, options, dtype) for dtype in given.dtypes or DTYPES]
     return cases
 
@@ -162,11 +175,13 @@ def _compare_all(
 ) -> None:
     """Case by case, written after each: an interrupted job keeps what it has."""
     settings, rows = recorded["settings"], recorded["rows"]
-    compare = partial(_compare, **{name: settings[name] for name in ("engines", "steps", "seed")})
+    names = ("engines", "steps", "seed", "device")
+    compare = partial(_compare, **{name: settings[name] for name in names})
     dtypes = len(settings["dtypes"])
     with bars(console) as shown, _processes(processes) as each:
         everything = shown.add_task("all", total=len(cases))
-        for place, row in enumerate(each(compare, cases), start=1):
+        shown.advance(everything, len(rows))
+        for place, row in enumerate(each(compare, cases[len(rows) :]), start=len(rows) + 1):
             rows.append(row)
             shown.advance(everything)
             if place % dtypes == 0:

@@ -44,7 +44,13 @@ def implementations(engines: Sequence[str]) -> list[str]:
 
 
 def compare_case(
-    optimizer: str, options: Options, dtype: str, engines: Sequence[str], steps: int, seed: int
+    optimizer: str,
+    options: Options,
+    dtype: str,
+    engines: Sequence[str],
+    steps: int,
+    seed: int,
+    device: str = "cpu",
 ) -> Row:
     """Compare every implementation of one case with the reference.
 
@@ -68,7 +74,7 @@ def compare_case(
             result = compare(
                 make,
                 reference,
-                random_model(DTYPES[dtype], seed=seed),
+                random_model(DTYPES[dtype], seed=seed).to(device),
                 partial(_give_gradients, dtype, seed),
                 steps=steps,
                 state=name not in VARIANTS,
@@ -122,4 +128,4 @@ def _gradients(dtype: str, seed: int, step: int) -> list[Tensor | None]:
 def _give_gradients(dtype: str, seed: int, model: nn.Module, step: int) -> None:
     """random_gradients, drawn once for all comparisons."""
     for p, gradient in zip(model.parameters(), _gradients(dtype, seed, step), strict=True):
-        p.grad = None if gradient is None else gradient.clone()
+        p.grad = None if gradient is None else gradient.to(p.device, copy=True)

@@ -17,8 +17,19 @@ from rich.table import Table
 from benchmarks.common.markdown import table as markdown
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.plots import CAPTION, LABEL, TICK, TITLE, png
+from benchmarks.common.reading import (
+    Shape,
+    among,
+    many,
+    mapping,
+    number,
+    perhaps,
+    shaped,
+    text,
+    whole,
+)
 from benchmarks.common.variants import AVERAGING, EPS_INSIDE, LR_IN_VELOCITY
-from benchmarks.equivalence.atlas import FAILED, PROMISED, Row
+from benchmarks.equivalence.atlas import DTYPES, FAILED, PROMISED, UNAVAILABLE, Row
 from torch_scratch_optim.equivalence import FAR
 
 Recorded = dict[str, Any]
@@ -29,6 +40,20 @@ EXPLANATION = (
     "0 is the same bits in every parameter and state. far: NaN against a number, or 2⁶³ and more. "
     "Small differences of numbers near zero are many ulps. -: there is no such implementation."
 )
+ROW: Shape = {
+    "optimizer": among(OPTIMIZERS),
+    "options": text,
+    "dtype": among(DTYPES),
+    "compared": whole(),
+    **dict.fromkeys(("max_ulps", "mismatches"), mapping(text, whole())),
+    "max_difference": mapping(text, perhaps(number)),
+    **dict.fromkeys(("first", UNAVAILABLE, FAILED), mapping(text, text)),
+}
+RECORDED: Shape = {
+    "machine": {"processor": text},
+    "versions": {"torch": text},
+    "rows": many(shaped(ROW)),
+}
 HEADINGS = {
     EPS_INSIDE: ("ε inside", "the root"),
     AVERAGING: ("v ← μv", "+ (1−μ) g"),

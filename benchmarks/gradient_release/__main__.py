@@ -18,18 +18,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common.command import Job, Parser, conduct, run, say, whole_number
+from benchmarks.common.command import Job, Parser, conduct, pick_device, run, say, whole_number
 from benchmarks.common.memory import peak_extra_bytes
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.options import add_names, add_out, add_seed, check_new, default_out
-from benchmarks.common.record import machine, versions, write_json
+from benchmarks.common.options import add_budget, add_device, add_names, add_out, add_seed
+from benchmarks.common.reading import (
+    Shape,
+    among,
+    begin_results,
+    many,
+    perhaps,
+    shaped,
+    text,
+    whole,
+    yes_or_no,
+)
+from benchmarks.common.record import conditions, write_json
 from benchmarks.common.workers import workers
 
 PROGRAM = "python -m benchmarks.gradient_release"
 RESULT = "gradient_release.json"
-WIDTH, LAYERS, BATCH = 2_500, 16, 4  # 100 M parameters
-STEPS = 3
+BUDGETS = {
+    "quick": {"width": 500, "layers": 4},
+    "standard": {"width": 2_500, "layers": 16},
+}
+BATCH, STEPS = 4, 3
 MIB = 2**20
+RUN: Shape = {
+    "optimizer": among(OPTIMIZERS),
+    "released": yes_or_no,
+    **dict.fromkeys(("parameters", "parameter_bytes"), whole()),
+    "peak_extra_bytes": perhaps(whole()),
+    "digest": text,
+}
 FACTS = {
     "peak_extra_bytes": "rise of resident memory above that of the parameters and the optimizer's "
     "state, over one forward pass, backward pass and step, after two others",
@@ -56,16 +77,18 @@ def release_gradients(
         p.register_post_accumulate_grad_hook(step)
 
 
-def measure(optimizer: str, released: bool, width: int, layers: int, seed: int) -> dict[str, Any]:
+def measure(
+    optimizer: str, released: bool, width: int, layers: int, seed: int, device: str = "cpu"
+) -> dict[str, Any]:
     """Train in this process, and say by how much memory rose in the last step."""
     torch.manual_seed(seed)
-    model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
+    model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers))).to(device)
     entry = OPTIMIZERS[optimizer]
 
     def make(parameters: list[Tensor]) -> torch.optim.Optimizer:
         return entry.scratch(parameters, lr=entry.lr, **entry.options)
 
-    x = torch.randn(BATCH, width)
+    x = torch.randn(BATCH, width).to(device)
     if released:
         release_gradients(model, make)
 
@@ -82,10 +105,10 @@ def measure(optimizer: str, released: bool, width: int, layers: int, seed: int) 
 
     for _ in range(STEPS - 1):
         train()
-    peak = peak_extra_bytes(train, torch.device("cpu"))
+    peak = peak_extra_bytes(train, torch.device(device))
     digest = hashlib.sha256()
     for p in model.parameters():
-        digest.update(p.detach().numpy().tobytes())
+        digest.update(p.detach().cpu().numpy().tobytes())
     return {
         "optimizer": optimizer,
         "released": released,
@@ -100,50 +123,54 @@ def build_parser() -> Parser:
     parser = Parser(
         prog=PROGRAM,
         description="Measure what gradient release saves at the peak of a training step.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add_names(parser, "optimizers", OPTIMIZERS, "momentum, adamw")
-    for name, default in (("width", WIDTH), ("layers", LAYERS)):
+    sizes = {
+        budget: f"{model['layers']} layers of {model['width']}" for budget, model in BUDGETS.items()
+    }
+    add_budget(parser, sizes)
+    for name in ("width", "layers"):
         parser.add_argument(
             f"--{name}",
             type=whole_number(name),
-            default=default,
             metavar="N",
-            help=f"of the model, a chain of square layers (default: {default})",
+            help="of the model, a chain of square layers (default: of the budget)",
         )
+    add_device(parser)
     add_seed(parser, "parameters and data")
     add_out(parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = build_parser()
-    return conduct(parser, partial(_measure_all, parser.parse_args(arguments)))
+    return conduct(build_parser(), arguments, _work)
 
 
-def _measure_all(given: argparse.Namespace, job: Job) -> int:
-    out = given.out or default_out()
-    job.claim(out)
-    check_new(out)
-    job.kept = f"what was measured is in {out}"
-    model = {"width": given.width, "layers": given.layers, "seed": given.seed}
-    recorded: dict[str, Any] = {
-        "settings": model | {"batch": BATCH, "steps": STEPS, "dtype": "float32"},
+def _work(given: argparse.Namespace, job: Job) -> int:
+    out = job.begin(RESULT)
+    device = pick_device(given.device)
+    sizes = {name: vars(given)[name] or size for name, size in BUDGETS[given.budget].items()}
+    model = sizes | {"seed": given.seed, "device": device.type}
+    optimizers = given.optimizers or ["momentum", "adamw"]
+    settings = model | {"optimizers": optimizers, "batch": BATCH, "steps": STEPS}
+    begun = {
+        "settings": settings | {"dtype": "float32", "budget": given.budget},
         "facts": FACTS,
-        "machine": machine(torch.device("cpu")),
-        "versions": versions(),
+        **conditions(device, given.command),
         "runs": [],
     }
-    for optimizer in given.optimizers or ("momentum", "adamw"):
-        pair = [_apart(optimizer=optimizer, released=r, **model) for r in (False, True)]
-        recorded["runs"] += pair
+    recorded = begin_results(out / RESULT, begun, {"runs": many(shaped(RUN))}, given.resume)
+    job.keep(out, "finished measurements")
+    runs: list[dict[str, Any]] = recorded["runs"]
+    for optimizer in optimizers[len(runs) // 2 :]:
+        runs += [_apart(optimizer=optimizer, released=way, **model) for way in (False, True)]
         write_json(out / RESULT, recorded)
-        say(job.console, in_words(*pair))
-        if pair[0]["digest"] != pair[1]["digest"]:
-            say(job.console, "The parameters differ: gradient release went wrong")
-            return 1
-    say(job.console, f"Recorded in {out / RESULT}")
+    for usual, released in zip(runs[::2], runs[1::2], strict=True):
+        say(job.console, in_words(usual, released))
+    if any(a["digest"] != b["digest"] for a, b in zip(runs[::2], runs[1::2], strict=True)):
+        say(job.console, "The parameters differ: gradient release went wrong")
+        return 1
+    job.end(out, RESULT, recorded=(RESULT,))
     return 0
 
 

@@ -5,10 +5,9 @@ python -m benchmarks.mnist --help
 
 from __future__ import annotations
 
-import shlex
+import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,14 @@ import torch
 from rich.console import Console
 
 from benchmarks.common import processes
-from benchmarks.common.command import (
-    RUNS,
-    CannotRun,
-    Job,
-    bars,
-    conduct,
-    load_shown,
-    pick_device,
-    run,
-    say,
-)
+from benchmarks.common.command import CannotRun, Job, bars, conduct, pick_device, run, say
 from benchmarks.common.data import SYNTHETIC_NAME, Digits, find_data_dir
+from benchmarks.common.implementations import maker
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.options import check_new, default_out
 from benchmarks.common.reading import text
-from benchmarks.common.record import machine, versions, write_json
+from benchmarks.common.record import conditions, write_json
 from benchmarks.common.training import TrainConfig, train_pair
-from benchmarks.mnist.options import DEFAULTS, PROGRAM, build_parser
+from benchmarks.mnist.options import BUDGETS, DEFAULTS, OF_THE_JOB, build_parser
 from benchmarks.mnist.report import (
     EXPLANATION,
     SETTINGS_FILE,
@@ -49,70 +38,65 @@ SHOWN_EVERY = 20  # steps between two updates of the progress bars
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = build_parser()
-    given = vars(parser.parse_args(arguments))
     if processes.rank() == 0:
-        return conduct(parser, partial(_lead, given))
-    return conduct(parser, _follow, Console(quiet=True))
+        return conduct(build_parser(), arguments, _lead)
+    return conduct(build_parser(), arguments, _follow, Console(quiet=True))
 
 
-def _follow(job: Job) -> int:
+def _follow(given: argparse.Namespace, job: Job) -> int:
     """Train along with the first process, which reports; what this one would report is dropped."""
     with processes.together(), tempfile.TemporaryDirectory() as dropped:
         content, missing = processes.told_by_the_first()
-        digits = _load(content, pick_device(content["settings"]["device"]), job.console)
+        digits = _load(content, pick_device(content["settings"]["device"]), job)
         for config in missing:
             train_pair(config, digits, Path(dropped))
     return 0
 
 
-def _lead(given: dict[str, Any], job: Job) -> int:
+def _lead(given: argparse.Namespace, job: Job) -> int:
+    asked = {name: value for name, value in vars(given).items() if name in OF_THE_JOB}
     with processes.together():
-        resume = given.pop("resume")
-        out = given.pop("out", None) or (_newest_job() if resume else default_out())
-        job.claim(out)
-        content = _resumed_job(out, given) if resume else _new_job(out, given)
+        out = job.begin(SETTINGS_FILE)
+        content = _resumed_job(out, asked) if given.resume else _new_job(asked)
+        job.check_budget(content["settings"]["budget"])
         if (batch := content["settings"]["batch_size"]) % processes.count():
             raise CannotRun(
                 f"--batch-size {batch} cannot be shared out evenly to {processes.count()} processes"
             )
         device = pick_device(content["settings"]["device"])
         content["settings"]["device"] = device.type
-        digits = _load(content, device, job.console)
+        digits = _load(content, device, job)
         _begin(out, content, digits, device, job)
         pairs = _train_all(out, content, digits, job.console)
-        _conclude(out, content, pairs, job.console)
+        _conclude(out, content, pairs, job)
     return 0
 
 
-def _new_job(out: Path, given: dict[str, Any]) -> dict[str, Any]:
-    check_new(out, "; with --resume it goes on" if (out / SETTINGS_FILE).exists() else "")
-    data_dir, named = find_data_dir(given.pop("data_dir", None))
-    settings = DEFAULTS | given
+def _new_job(asked: dict[str, Any]) -> dict[str, Any]:
+    data_dir, named = find_data_dir(asked.pop("data_dir", None))
+    settings = DEFAULTS | asked
+    settings = BUDGETS[settings["budget"]] | settings
     rates = {name: OPTIMIZERS[name].lr for name in settings["optimizers"]}
-    if strangers := [name for name in settings["lr"] if name not in rates]:
-        raise CannotRun(f"--lr names {strangers[0]}, which is not among the optimizers to be run")
+    if unknown := [name for name in settings["lr"] if name not in rates]:
+        raise CannotRun(f"--lr names {unknown[0]}, which is not among the optimizers to be run")
+    for option, implementation in (("engine", "ours"), ("torch_engine", "torch")):
+        for name in settings["optimizers"]:
+            try:
+                maker(f"{implementation}-{settings[option]}", OPTIMIZERS[name])
+            except NotImplementedError as problem:
+                raise CannotRun(f"--{option.replace('_', '-')}: {problem}") from problem
     settings["lr"] = rates | settings["lr"]
     if named and not text(str(data_dir)):
         raise CannotRun(f"cannot read {data_dir}: the name is not plain text")
     return {"settings": settings, "data_dir": str(data_dir) if named else None}
 
 
-def _newest_job() -> Path:
-    jobs = sorted(RUNS.glob(f"*/{SETTINGS_FILE}"), key=lambda path: path.stat().st_mtime)
-    if not jobs:
-        raise CannotRun(f"there is no job to resume in {RUNS}; name one with --out DIR")
-    return jobs[-1].parent
-
-
-def _resumed_job(out: Path, given: dict[str, Any]) -> dict[str, Any]:
-    try:
-        job = read_job(out)
-    except FileNotFoundError as problem:
-        raise CannotRun(f"there is no job to resume in {out}: no {SETTINGS_FILE}") from problem
-    if "data_dir" in given:
-        job["data_dir"] = str(given.pop("data_dir"))
-    for name, value in given.items():
+def _resumed_job(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """The job as it was begun; options need not be repeated, but may not differ."""
+    job = read_job(out)
+    if "data_dir" in asked:
+        job["data_dir"] = str(asked.pop("data_dir"))
+    for name, value in asked.items():
         stored = job["settings"][name]
         if name == "lr":
             stored = {key: stored.get(key) for key in value}
@@ -125,32 +109,30 @@ def _resumed_job(out: Path, given: dict[str, Any]) -> dict[str, Any]:
     return job
 
 
-def _load(job: dict[str, Any], device: torch.device, console: Console) -> Digits:
-    settings = job["settings"]
+def _load(content: dict[str, Any], device: torch.device, job: Job) -> Digits:
+    settings = content["settings"]
     sizes = settings["train_size"], settings["test_size"]
-    data_dir = None if job["data_dir"] is None else Path(job["data_dir"])
-    return load_shown(settings["dataset"], data_dir, device, *sizes, console)
+    data_dir = None if content["data_dir"] is None else Path(content["data_dir"])
+    return job.load_digits(settings["dataset"], data_dir, device, *sizes)
 
 
 def _begin(
     out: Path, content: dict[str, Any], digits: Digits, device: torch.device, job: Job
 ) -> None:
-    now = {"versions": versions(), "machine": machine(device)}
+    now = conditions(device, job.given.command)
     if "dataset" not in content:
         content.update(dataset=digits.name, **now)
         # What "auto" came to is kept: a resumed job must not go on with other data.
         content["settings"]["dataset"] = "synthetic" if digits.name == SYNTHETIC_NAME else "mnist"
         write_json(out / SETTINGS_FILE, content)
-    command = f"{PROGRAM} --resume --out {shlex.quote(str(out))}"
-    job.kept = f"finished runs are kept. Go on with:\n\n    {command}\n"
-    if any(content[key] != value for key, value in now.items()):
+    if any(content[key] != now[key] for key in ("versions", "machine")):
         say(job.console, "Note: this job began with other versions or on another machine.")
     train, test = len(digits.train_labels), len(digits.test_labels)
     say(
         job.console,
         f"Data: {digits.name}, {train:,} training and {test:,} test images on {device}",
     )
-    say(job.console, f"Results go to {out}")
+    job.keep(out, "finished runs")
 
 
 def _train_all(out: Path, job: dict[str, Any], digits: Digits, console: Console) -> list[Pair]:
@@ -203,7 +185,8 @@ def _configs(settings: dict[str, Any]) -> Iterator[TrainConfig]:
                 **{
                     name: settings[name]
                     for name in (
-                        "epochs", "batch_size", "seed", "depth", "width", "foreach", "reference"
+                        "epochs", "batch_size", "seed", "depth", "width", "engine", "torch_engine",
+                        "reference",
                     )
                 },
             )  # fmt: skip
@@ -224,17 +207,15 @@ def _in_a_line(pair: Pair) -> str:
     return f"{result}{compared}, {seconds:.1f} s"
 
 
-def _conclude(out: Path, job: dict[str, Any], pairs: list[Pair], console: Console) -> None:
-    for table in terminal_tables(job, pairs):
-        console.print(table)
-    console.print(EXPLANATION, style="dim", markup=False, highlight=False)
+def _conclude(out: Path, content: dict[str, Any], pairs: list[Pair], job: Job) -> None:
+    for table in terminal_tables(content, pairs):
+        job.console.print(table)
+    job.console.print(EXPLANATION, style="dim", markup=False, highlight=False)
     twins = [pair.ours["twin"] for pair in pairs if pair.ours["twin"] is not None]
     same = [t for t in twins if t["parameters_equal"] and t["max_abs_loss_difference"] == 0]
     if twins:
-        say(console, f"\n{len(same)} of {len(twins)} pairs of twins are equal, bit for bit.")
-    say(console, f"Tables and pictures: summary.md, curves.png, gradient_flow.png in {out}")
-    logs = RUNS if out.parent == RUNS else out
-    say(console, f"Next, look at the runs:\n\n    tensorboard --logdir {shlex.quote(str(logs))}\n")
+        say(job.console, f"\n{len(same)} of {len(twins)} pairs of twins are equal, bit for bit.")
+    job.end(out, "summary.md", recorded=("summary.json", "*.png"), tensorboard=".")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,19 @@ from typing import Any
 
 from benchmarks.common.command import Parser, name_among, whole_number
 from benchmarks.common.data import TEST_SIZE, TRAIN_SIZE
+from benchmarks.common.implementations import ENGINES
 from benchmarks.common.nets import ACTIVATIONS, DEPTH, WIDTH
 from benchmarks.common.optimizers import DEFAULT_NAMES, OPTIMIZERS
-from benchmarks.common.options import ABSENT, add_data, add_device, add_names, add_out, add_seed
+from benchmarks.common.options import (
+    ABSENT,
+    add_budget,
+    add_choice,
+    add_data,
+    add_device,
+    add_names,
+    add_out,
+    add_seed,
+)
 from benchmarks.common.reading import positive
 
 PROGRAM = "python -m benchmarks.mnist"
@@ -18,18 +28,22 @@ DEFAULTS: dict[str, Any] = {
     "nets": list(ACTIVATIONS),
     "optimizers": list(DEFAULT_NAMES),
     "lr": {},
-    "epochs": 3,
+    "budget": "standard",
     "batch_size": 128,
     "seed": 0,
     "depth": DEPTH,
     "width": WIDTH,
     "device": "auto",
-    "foreach": False,
+    "engine": "default",
+    "torch_engine": "loop",
     "reference": True,
     "dataset": "auto",
-    "train_size": TRAIN_SIZE,
-    "test_size": TEST_SIZE,
 }
+BUDGETS: dict[str, dict[str, int]] = {
+    "quick": {"epochs": 1, "train_size": 6_000, "test_size": 1_000},
+    "standard": {"epochs": 3, "train_size": TRAIN_SIZE, "test_size": TEST_SIZE},
+}
+OF_THE_JOB = (*DEFAULTS, *BUDGETS["standard"], "data_dir")
 EXAMPLES = f"""examples:
   {PROGRAM}
   {PROGRAM} --optimizers sgd adam --nets relu --lr sgd=0.5 adam=0.0003 --epochs 1
@@ -41,7 +55,7 @@ otherwise torch's threads lose much time there, waiting for one another.
 
 
 def build_parser() -> Parser:
-    """Only what was given appears in the result, apart from `resume`.
+    """Settings of the job appear in the result only if they were given.
 
     A resumed job must tell an option that was given from one that was left out.
     """
@@ -51,12 +65,15 @@ def build_parser() -> Parser:
         "twice in lockstep: with ours and with torch's. Report how far the two differ,\n"
         "and compare the optimizers.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
+        argument_default=ABSENT,
     )
 
     what = parser.add_argument_group("what is trained")
+    add_budget(
+        what,
+        {"quick": "1 epoch of 6,000 images, to see that it works", "standard": "3 epochs of all"},
+        ABSENT,
+    )
     add_names(what, "optimizers", OPTIMIZERS, " ".join(DEFAULT_NAMES))
     add_names(what, "nets", ACTIVATIONS, "both")
     what.add_argument(
@@ -71,18 +88,16 @@ def build_parser() -> Parser:
         action="store_false",
         help="train ours alone, without torch's twin",
     )
-    what.add_argument(
-        "--foreach",
-        action="store_true",
-        help="ours updates all parameters together; torch's twin keeps its default",
-    )
+    for option, text in (("engine", "of ours"), ("torch-engine", "of torch's twin")):
+        default = DEFAULTS[option.replace("-", "_")]
+        add_choice(what, option, ENGINES, f"{text} (default: {default})", ABSENT)
 
     how = parser.add_argument_group("how it is trained")
     how.add_argument(
         "--epochs",
         type=whole_number("epochs"),
         metavar="N",
-        help=_hint("passes over the images", "epochs"),
+        help="passes over the images (default: of the budget)",
     )
     how.add_argument(
         "--batch-size",
@@ -108,24 +123,17 @@ def build_parser() -> Parser:
         "--train-size",
         type=whole_number("train_size"),
         metavar="N",
-        help=_hint("training images", "train_size"),
+        help="training images (default: of the budget)",
     )
     data.add_argument(
         "--test-size",
         type=whole_number("test_size"),
         metavar="N",
-        help=_hint("test images", "test_size"),
+        help="test images (default: of the budget)",
     )
 
     result = parser.add_argument_group("the result")
     add_out(result, "directory of this job")
-    result.add_argument(
-        "--resume",
-        action="store_true",
-        default=False,
-        help="go on with the interrupted job in --out, or with the newest in runs; finished runs "
-        "are kept and the job's settings need not be repeated",
-    )
     return parser
 
 

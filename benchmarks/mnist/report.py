@@ -14,6 +14,7 @@ from rich.table import Table
 
 from benchmarks.common.command import CannotRun
 from benchmarks.common.data import MNIST_NAME, SYNTHETIC_NAME
+from benchmarks.common.implementations import ENGINES
 from benchmarks.common.markdown import plain
 from benchmarks.common.markdown import table as markdown
 from benchmarks.common.nets import ACTIVATIONS, describe
@@ -38,6 +39,7 @@ from benchmarks.common.reading import (
 )
 from benchmarks.common.record import RUN_FILE, write_atomically, write_json
 from benchmarks.common.training import DIRECTORIES, SCRATCH, TORCH
+from benchmarks.mnist.options import BUDGETS
 
 SETTINGS_FILE = "settings.json"
 RUN_FIELDS = (
@@ -81,7 +83,8 @@ JOB: Shape = {
             "epochs", "batch_size", "train_size", "test_size", "depth", "width", "seed"
         ),
         "device": among(("cpu", "cuda")),
-        "foreach": yes_or_no,
+        **dict.fromkeys(("engine", "torch_engine"), among(ENGINES)),
+        "budget": among(BUDGETS),
         "reference": yes_or_no,
         "dataset": among(("mnist", "synthetic")),
     },

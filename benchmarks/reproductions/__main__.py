@@ -6,9 +6,7 @@ python -m benchmarks.reproductions --help
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
-from functools import partial
 
 from rich.progress import TaskID
 
@@ -22,8 +20,7 @@ from benchmarks.common.command import (
     run,
     say,
 )
-from benchmarks.common.options import add_data_dir, add_device, add_out, default_out
-from benchmarks.reproductions.case import BUDGETS
+from benchmarks.common.options import add_budget, add_data_dir, add_device, add_out
 from benchmarks.reproductions.cases import CASES
 from benchmarks.reproductions.running import RESULT, load_mnist, read_cases, run_cases
 from benchmarks.reproductions.table import CaseResult, summary, terminal_table
@@ -37,7 +34,7 @@ examples:
   {PROGRAM} nielsen_gradients algoperf_target --budget quick
   {PROGRAM} --budget full --out runs/reproductions
 
-Cases that are in --out already, with the same settings or a larger budget, are not run again.
+With --resume, cases that are in --out with the same settings or a larger budget are not run again.
 """
 
 
@@ -47,8 +44,6 @@ def build_parser() -> Parser:
         description="Run published experiments on MNIST again, with these optimizers, and compare\n"
         "the figures. It needs MNIST: no other data can reproduce a figure.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "cases",
@@ -57,13 +52,13 @@ def build_parser() -> Parser:
         metavar="CASE",
         help="which to run (default: all)",
     )
-    parser.add_argument(
-        "--budget",
-        choices=BUDGETS,
-        default="standard",
-        help="quick takes seconds to show that everything works; standard, minutes, stops "
-        "DeepOBS' nets at 97 %%; full, two to three hours on a CPU, trains all to the end "
-        "(default: standard)",
+    add_budget(
+        parser,
+        {
+            "quick": "seconds, to see that it works",
+            "standard": "minutes; DeepOBS' nets stop at 97 %%",
+            "full": "two to three hours on a CPU; all nets are trained to the end",
+        },
     )
     add_device(parser, default="cpu")
     add_data_dir(parser)
@@ -72,21 +67,17 @@ def build_parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = build_parser()
-    return conduct(parser, partial(_work, parser.parse_args(arguments)))
+    return conduct(build_parser(), arguments, _work)
 
 
 def _work(given: argparse.Namespace, job: Job) -> int:
-    out, console = given.out or default_out(), job.console
+    out, console = job.begin(RESULT), job.console
     names = given.cases or list(CASES)
     finished: list[CaseResult] = []
-    job.claim(out)
     read_cases(out)
     device = pick_device(given.device)
     digits = load_mnist(given.data_dir, device, lambda text: say(console, text))
-    command = f"{PROGRAM} {shlex.join([*given.cases, '--budget', given.budget, '--out', str(out)])}"
-    job.kept = f"finished cases are kept. Go on with:\n\n    {command}\n"
-    say(console, f"Results go to {out / RESULT}")
+    job.keep(out, "finished cases")
     with bars(console) as shown:
         everything = shown.add_task("all", total=len(names))
         for place, name in enumerate(names, start=1):
@@ -97,7 +88,7 @@ def _work(given: argparse.Namespace, job: Job) -> int:
 
             (found,) = run_cases(
                 [name], out, given.data_dir, on_progress,
-                budget=given.budget, device=device, digits=digits,
+                budget=given.budget, device=device, digits=digits, command=given.command,
             )  # fmt: skip
             finished.append(found)
             shown.remove_task(one)
@@ -107,6 +98,7 @@ def _work(given: argparse.Namespace, job: Job) -> int:
     for found in finished:
         console.print(terminal_table(found))
     say(console, summary(finished))
+    job.end(out, RESULT, recorded=(RESULT,))
     return 0
 
 

@@ -22,7 +22,7 @@ from benchmarks.common.reading import (
     shaped,
     text,
 )
-from benchmarks.common.record import machine, versions, write_json
+from benchmarks.common.record import conditions, write_json
 from benchmarks.reproductions.case import BUDGETS, DIFFERS, NOT_RUN, REPRODUCED, Case, Lab
 from benchmarks.reproductions.cases import CASES
 from benchmarks.reproductions.parts import Parts
@@ -44,6 +44,7 @@ def run_cases(
     device: torch.device = CPU,
     cases: Mapping[str, Case] | None = None,
     digits: Digits | None = None,
+    command: str = "",
 ) -> list[CaseResult]:
     """Run cases and keep them in `out`/reproductions.json, which is written after each.
 
@@ -57,6 +58,7 @@ def run_cases(
         on_progress: is told a case's name and the share of it that is done, 0 … 1.
         cases: what to take in the place of `CASES`.
         digits: MNIST, if it is loaded already.
+        command: the command line, which is written down.
 
     Returns:
         The cases that were named, as reproductions.json has them.
@@ -79,7 +81,7 @@ def run_cases(
         settings = settings_of(cases[name], budget, None if digits is None else digits.name)
         parts = Parts(out, name, settings)
         kept[name] = _run(name, cases[name], digits, settings, parts, reason, on_progress)
-        _write(out, kept, device)
+        _write(out, kept, device, command)
         parts.remove()
         on_progress(name, 1.0)
     return [kept[name] for name in chosen]
@@ -133,9 +135,8 @@ def read_cases(out: Path) -> list[CaseResult]:
     return cases
 
 
-def _write(out: Path, kept: Mapping[str, CaseResult], device: torch.device) -> None:
-    content = {"machine": machine(device), "versions": versions(), "cases": list(kept.values())}
-    write_json(out / RESULT, content)
+def _write(out: Path, kept: Mapping[str, CaseResult], device: torch.device, command: str) -> None:
+    write_json(out / RESULT, conditions(device, command) | {"cases": list(kept.values())})
 
 
 def settings_of(case: Case, budget: str, dataset: str | None) -> dict[str, Any]:

@@ -16,20 +16,15 @@ import torch
 from rich.console import Console
 
 from benchmarks.common.command import Job, Parser, bars, conduct, pick_device, run, say
-from benchmarks.common.implementations import IMPLEMENTATIONS, LR
+from benchmarks.common.implementations import ENGINES, LR, SIDES
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.options import (
-    add_device,
-    add_names,
-    add_out,
-    add_seed,
-    check_new,
-    default_out,
-)
-from benchmarks.common.record import machine, versions, write_atomically, write_json
+from benchmarks.common.options import add_budget, add_device, add_names, add_out, add_seed
+from benchmarks.common.reading import begin_results
+from benchmarks.common.record import conditions, write_atomically, write_json
 from benchmarks.common.shapes import MODELS
 from benchmarks.step_time.report import (
     EXPLANATION,
+    RECORDED,
     Row,
     doubts,
     draw_ratios,
@@ -44,8 +39,8 @@ RESULT = "step_time.json"
 QUICK_MODELS = ("mnist", "tiny")
 EXAMPLES = f"""examples:
   {PROGRAM}
-  {PROGRAM} --quick
-  {PROGRAM} --models big gpt2 --optimizers adam --implementations ours-fused torch-fused
+  {PROGRAM} --budget quick
+  {PROGRAM} --models big gpt2 --optimizers adam --engine fused
 
 Let nothing else run meanwhile: a step waits for its slowest thread, so that a single busy
 program makes short steps a hundred times as long. Where that cannot be helped, set
@@ -71,22 +66,18 @@ def build_parser() -> Parser:
         prog=PROGRAM,
         description="Time the steps of optimizers alone, ours and torch's in turn, in one process.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    choices = {
-        "optimizers": list(OPTIMIZERS),
-        "models": list(MODELS),
-        "implementations": list(IMPLEMENTATIONS),
-    }
-    for option, valid in choices.items():
-        add_names(parser, option, valid)
+    add_names(parser, "optimizers", OPTIMIZERS)
+    add_names(parser, "models", MODELS)
+    add_names(parser, "engine", ENGINES)
     add_device(parser)
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help=f"few rounds, and {' and '.join(QUICK_MODELS)} alone unless --models says otherwise: "
-        "shows that everything works, not who is faster",
+    add_budget(
+        parser,
+        {
+            "quick": f"few rounds, and {' and '.join(QUICK_MODELS)} alone unless --models says "
+            "otherwise, to see that it works",
+            "standard": f"{Effort.rounds} rounds of all",
+        },
     )
     add_seed(parser, "the values and the order of the implementations")
     add_out(parser)
@@ -94,19 +85,15 @@ def build_parser() -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None, effort: Effort | None = None) -> int:
-    parser = build_parser()
-    return conduct(parser, partial(_work, parser.parse_args(arguments), effort))
+    return conduct(build_parser(), arguments, partial(_work, effort=effort))
 
 
-def _work(given: argparse.Namespace, effort: Effort | None, job: Job) -> int:
-    out, console = given.out or default_out(), job.console
-    job.claim(out)
-    check_new(out)
+def _work(given: argparse.Namespace, job: Job, effort: Effort | None) -> int:
+    out, console = job.begin(RESULT), job.console
     device = pick_device(given.device)
-    recorded = _begin(given, device, effort or (QUICK if given.quick else Effort()))
-    write_json(out / RESULT, recorded)
-    job.kept = f"what was measured is in {out}"
-    say(console, f"Results go to {out}")
+    begun = _begin(given, device, effort or (QUICK if given.budget == "quick" else Effort()))
+    recorded = begin_results(out / RESULT, begun, RECORDED, given.resume)
+    job.keep(out, "finished measurements")
     try:
         _measure_all(recorded, out, device, console)
     finally:
@@ -115,19 +102,20 @@ def _work(given: argparse.Namespace, effort: Effort | None, job: Job) -> int:
     console.print(EXPLANATION, style="dim", markup=False, highlight=False)
     if warning := doubts(recorded):
         say(console, warning)
-    say(console, f"Table and chart: step_time.md, step_time.png in {out}")
+    job.end(out, "step_time.md", recorded=(RESULT, "*.png"))
     return int(any(cell["status"] == FAILED for cell in recorded["cells"]))
 
 
 def _begin(given: argparse.Namespace, device: torch.device, effort: Effort) -> dict[str, Any]:
-    models = given.models or list(QUICK_MODELS if given.quick else MODELS)
+    models = given.models or list(QUICK_MODELS if given.budget == "quick" else MODELS)
+    engines = given.engine or list(ENGINES)
     return {
         "settings": {
             "optimizers": given.optimizers or list(OPTIMIZERS),
             "models": models,
-            "implementations": given.implementations or list(IMPLEMENTATIONS),
+            "implementations": [f"{side}-{engine}" for side in SIDES for engine in engines],
             "device": device.type,
-            "quick": given.quick,
+            "budget": given.budget,
             "seed": given.seed,
             "lr": LR,
             "dtype": "float32",
@@ -135,8 +123,7 @@ def _begin(given: argparse.Namespace, device: torch.device, effort: Effort) -> d
         },
         "facts": FACTS,
         "models": {name: MODELS[name].describe() for name in models},
-        "machine": machine(device),
-        "versions": versions(),
+        **conditions(device, given.command),
         "cells": [],
     }
 
@@ -148,9 +135,13 @@ def _measure_all(
     settings = recorded["settings"]
     stopwatch = Stopwatch(device, Effort(**settings["effort"]), settings["seed"])
     groups = [(model, name) for model in settings["models"] for name in settings["optimizers"]]
+    finished = {(cell["model"], cell["optimizer"]) for cell in recorded["cells"]}
     with bars(console) as shown:
         everything = shown.add_task("all", total=len(groups))
         for place, (model, optimizer) in enumerate(groups, start=1):
+            if (model, optimizer) in finished:
+                shown.advance(everything)
+                continue
             title = f"{MODELS[model].title}, {OPTIMIZERS[optimizer].title}"
             one = shown.add_task(title, total=1.0)
 

@@ -11,11 +11,24 @@ from matplotlib.patches import Patch
 from rich import box
 from rich.table import Table
 
-from benchmarks.common.implementations import ENGINES, SIDES
+from benchmarks.common.implementations import ENGINES, IMPLEMENTATIONS, SIDES
 from benchmarks.common.markdown import table as markdown
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.plots import CAPTION, LABEL, TICK, TITLE, png
-from benchmarks.step_time.timer import APART, MEASURED, SHARED
+from benchmarks.common.reading import (
+    Shape,
+    among,
+    many,
+    number,
+    perhaps,
+    positive,
+    shaped,
+    text,
+    whole,
+    yes_or_no,
+)
+from benchmarks.common.shapes import MODELS
+from benchmarks.step_time.timer import APART, FAILED, MEASURED, SHARED, UNAVAILABLE
 
 Recorded = dict[str, Any]
 
@@ -29,6 +42,37 @@ EXPLANATION = (
     "A best is the fastest of a side's default, loop, foreach and fused implementations. "
     f"Equal: within {EQUAL:.0%}. No value is denormal: that would slow a CPU down."
 )
+
+
+CELL: Shape = {
+    "model": among(MODELS),
+    "optimizer": among(OPTIMIZERS),
+    "implementation": among(IMPLEMENTATIONS),
+}
+TIMES: Shape = {
+    **dict.fromkeys(("median_ms", "p90_ms", "first_step_ms", "bandwidth_share"), positive),
+    **dict.fromkeys(("rounds", "steps", "denormals_in_group", "bytes_per_parameter"), whole()),
+    "peak_extra_bytes": perhaps(number),
+    "memory": among((APART, SHARED)),
+    "first_in_process": yes_or_no,
+}
+
+
+def _is_cell(value: Any) -> bool:
+    """Whether these are the times of one implementation, or the reason why there are none."""
+    status = value.get("status") if isinstance(value, dict) else None
+    rest = {MEASURED: TIMES, UNAVAILABLE: {"reason": text}, FAILED: {"reason": text}}
+    return status in rest and shaped({**CELL, **rest[status]})(value)
+
+
+RECORDED: Shape = {
+    "models": lambda value: isinstance(value, dict) and value == {
+        name: MODELS[name].describe() for name in value if name in MODELS
+    },
+    "machine": {"processor": text, "torch_threads": whole(), "device": text},
+    "versions": {"torch": text},
+    "cells": many(_is_cell),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -132,7 +176,7 @@ def report(recorded: Recorded) -> str:
     parts = [
         "# The time of a step",
         f"{device}, {machine['processor']}, {machine['torch_threads']} threads, "
-        f"torch {recorded['versions']['torch']}, {'quick, ' if settings['quick'] else ''}"
+        f"torch {recorded['versions']['torch']}, budget {settings['budget']}, "
         f"seed {settings['seed']}.",
         ratio_table(recorded),
         EXPLANATION,
@@ -250,9 +294,9 @@ def draw_bars(
 ) -> None:
     width = 0.86 / len(optimizers)
     for place, model in enumerate(models):
-        for number, optimizer in enumerate(optimizers):
+        for rank, optimizer in enumerate(optimizers):
             ratio = ratios.get((model, optimizer))
-            x = place + (number - (len(optimizers) - 1) / 2) * width
+            x = place + (rank - (len(optimizers) - 1) / 2) * width
             if ratio is None:
                 panel.text(x, 0.02, "none", ha="center", va="bottom", rotation=90, color="0.5")
                 continue

@@ -5,7 +5,7 @@ python -m benchmarks.study --help
 
 from __future__ import annotations
 
-import shlex
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -16,18 +16,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.common.command import (
-    RUNS,
-    CannotRun,
-    Job,
-    bars,
-    conduct,
-    load_shown,
-    pick_device,
-    run,
-    say,
-)
-from benchmarks.study.options import PROGRAM, build_parser, default_workers, study_of
+from benchmarks.common.command import CannotRun, Job, bars, conduct, pick_device, run, say
+from benchmarks.study.files import STUDY_FILE
+from benchmarks.study.options import build_parser, default_workers, study_of
 from benchmarks.study.progress import Progress
 from benchmarks.study.protocol import Study
 from benchmarks.study.running import (
@@ -46,15 +37,13 @@ AsWorkers = AbstractContextManager[Workers]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = build_parser()
-    return conduct(parser, partial(_work, vars(parser.parse_args(arguments))))
+    return conduct(build_parser(), arguments, _work)
 
 
-def _work(given: Mapping[str, Any], job: Job) -> int:
-    console = job.console
+def _work(options: argparse.Namespace, job: Job) -> int:
+    given, console = vars(options), job.console
     study = study_of(given)
-    out = given["out"] or RUNS / f"study-{study.budget}"
-    job.claim(out, "study")
+    out = job.begin(STUDY_FILE)
     store = Store(out)
     store.check(study)
     device = pick_device(given["device"])
@@ -62,21 +51,21 @@ def _work(given: Mapping[str, Any], job: Job) -> int:
         if device.type == "cuda":
             raise CannotRun("--scheduler trains on its workers' processors: add --device cpu")
         check_cluster(given["scheduler"])
-    study, data = _load(study, store, given["data_dir"], device, console)
+    study, data = _load(study, store, given["data_dir"], device, job)
     store.check(study)
     _begin(store, study, device, given, job)
     stack = given["stack"] or (STACK_ON_GPU if device.type == "cuda" else 1)
     _run(study, store, _workers(given, data, device), stack, console)
-    _report(store, console)
+    _report(store, job)
     return 0
 
 
 def _load(
-    study: Study, store: Store, data_dir: Path | None, device: torch.device, console: Console
+    study: Study, store: Store, data_dir: Path | None, device: torch.device, job: Job
 ) -> tuple[Study, Split]:
     # What "auto" once came to is kept: a study must not go on with other data.
     kind = (store.dataset or "auto") if study.dataset == "auto" else study.dataset
-    digits = load_shown(kind, data_dir, device, study.train_size, study.test_size, console)
+    digits = job.load_digits(kind, data_dir, device, study.train_size, study.test_size)
     return replace(study, dataset=dataset_of(digits)), split(digits, study.validation_size)
 
 
@@ -98,9 +87,7 @@ def _begin(
 ) -> None:
     console = job.console
     how = {"workers": given["workers"], "scheduler": given["scheduler"] is not None}
-    as_before = store.begin(study, device, how)
-    command = f"{PROGRAM} … --out {shlex.quote(str(store.out))}"
-    job.kept = f"finished trials are kept. The same command goes on:\n\n    {command}\n"
+    as_before = store.begin(study, device, how, given["command"])
     if not as_before:
         say(console, "Note: this study began with other versions or on another machine.")
     sizes = study.train_size - study.validation_size, study.validation_size, study.test_size
@@ -109,7 +96,7 @@ def _begin(
         console,
         f"Data: {study.dataset}, {training} images train, {validation} validate, {test} test",
     )
-    say(console, f"Results go to {store.out}")
+    job.keep(store.out, "finished trials")
 
 
 def _run(
@@ -127,7 +114,7 @@ def _run(
     store.keep_winners(study, store.trials())
 
 
-def _report(store: Store, console: Console) -> None:
+def _report(store: Store, job: Job) -> None:
     from benchmarks.study import report
     from benchmarks.study.report.tables import result_table
     from benchmarks.study.report.texts import heading, verdict
@@ -136,11 +123,10 @@ def _report(store: Store, console: Console) -> None:
     facts = report.write(store.out)
     for comparison in facts["comparisons"]:
         if comparison["ranking"]:
-            console.print(result_table(comparison).for_terminal(heading(comparison)))
-            say(console, f"{verdict(comparison)}\n")
-    say(console, f"Report: open {store.out / PAGE}")
-    logs = shlex.quote(str(store.out / "runs"))
-    say(console, f"Next, look at the runs:\n\n    tensorboard --logdir {logs}\n")
+            job.console.print(result_table(comparison).for_terminal(heading(comparison)))
+            say(job.console, f"{verdict(comparison)}\n")
+    recorded = ("summary.json", "figures/*.svg")
+    job.end(store.out, PAGE, recorded=recorded, tensorboard="runs")
 
 
 if __name__ == "__main__":

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.common.command import Parser, whole_number
 from benchmarks.common.nets import ACTIVATIONS
-from benchmarks.common.options import ABSENT, add_data, add_device, add_names
+from benchmarks.common.options import (
+    ABSENT,
+    add_budget,
+    add_choice,
+    add_data,
+    add_device,
+    add_names,
+    add_out,
+)
 from benchmarks.study.protocol import BUDGETS, TUNED, Study
 from benchmarks.study.trial import SCHEDULES, SEARCH_SPACES
 
@@ -23,7 +29,7 @@ EXAMPLES = f"""examples:
   {PROGRAM} --budget standard --schedule cosine --out runs/cosine
   {PROGRAM} --scheduler tcp://HOST:8786 --device cpu
 
-The same command goes on with a study that was interrupted. Workers on any number of machines
+Workers on any number of machines
 share the work of one. In the folder that holds `benchmarks`, start on one of them
     PYTHONPATH=. dask scheduler
 and on each
@@ -40,26 +46,27 @@ def build_parser() -> Parser:
         "number of learning rates for each, the best chosen on validation images, and trained\n"
         "again with several seeds, which are the same for all.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     what = parser.add_argument_group("what is run")
-    what.add_argument(
-        "--budget",
-        choices=BUDGETS,
-        default="quick",
-        help="how much is run: quick takes minutes and shows how it works; standard takes half an "
-        "hour and full takes days on two cores (default: quick)",
+    add_budget(
+        what,
+        {
+            "quick": "minutes, to see how it works",
+            "standard": "half an hour on two cores",
+            "full": "days on two cores",
+        },
+        "quick",
     )
     add_names(what, "nets", ACTIVATIONS, "both")
     add_names(what, "optimizers", TUNED)
     add_names(what, "search-spaces", SEARCH_SPACES, "of the budget")
-    what.add_argument(
-        "--schedule",
-        choices=SCHEDULES,
-        default=ABSENT,
-        help="of the learning rate: constant, cosine down to 0, or in steps: a tenth at half, a "
+    add_choice(
+        what,
+        "schedule",
+        SCHEDULES,
+        "of the learning rate: constant, cosine down to 0, or in steps: a tenth at half, a "
         "hundredth at three quarters (default: constant)",
+        ABSENT,
     )
     for name, text in (
         ("epochs", "passes over the training images"),
@@ -106,13 +113,7 @@ def build_parser() -> Parser:
     add_device(how)
 
     result = parser.add_argument_group("the result")
-    result.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where the results go; a study that is there is gone on with "
-        "(default: runs/study-BUDGET)",
-    )
+    add_out(result)
     return parser
 
 

@@ -9,7 +9,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from benchmarks.common.command import (
 )
 from benchmarks.common.nets import CLASSES, PIXELS
 from benchmarks.common.options import add_device, add_names
-from benchmarks.common.record import machine, versions, write_json
+from benchmarks.common.record import conditions, write_json
 from benchmarks.study.protocol import TUNED
 from benchmarks.study.running import one_thread
 from benchmarks.study.stacked import train_stack
@@ -46,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.study.stacking_speed",
         description="Time the steps of K nets in a stack, and of one net by itself. On a processor "
         "both have one thread, as the workers of the study have.",
-        allow_abbrev=False,
     )
     add_names(parser, "optimizers", TUNED, "adam")
     for name, limit, default, text in (
@@ -60,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=whole_number("batch_size"), default=128, metavar="N")
     add_device(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the JSON goes, if anywhere")
-    return conduct(parser, partial(_work, parser.parse_args(arguments)))
+    return conduct(parser, arguments, _work)
 
 
 def _work(given: argparse.Namespace, job: Job) -> int:
@@ -80,7 +78,7 @@ def _work(given: argparse.Namespace, job: Job) -> int:
         for trials in given.trials or [4, 16]
     ]
     if given.out is not None:
-        write_json(given.out, {"machine": machine(device), "versions": versions(), "rows": rows})
+        write_json(given.out, conditions(device, given.command) | {"rows": rows})
     job.console.print(_table(rows))
     return 0
 

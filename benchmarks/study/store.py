@@ -12,7 +12,7 @@ import torch
 from benchmarks.common.claims import LOCK
 from benchmarks.common.command import CannotRun
 from benchmarks.common.reading import Shape, among, faults, read_results, whole
-from benchmarks.common.record import RunRecorder, machine, versions, write_json
+from benchmarks.common.record import RunRecorder, conditions, write_json
 from benchmarks.study.files import DATASETS, STUDY_FILE, TRIALS, read_trial
 from benchmarks.study.protocol import Study, winner_of
 from benchmarks.study.trial import FINAL, PROTOCOL, Trial, key_of
@@ -70,11 +70,13 @@ class Store:
     def dataset(self) -> str | None:
         return None if self.content is None else str(self.content["settings"]["dataset"])
 
-    def begin(self, study: Study, device: torch.device, how: Mapping[str, Any]) -> bool:
+    def begin(
+        self, study: Study, device: torch.device, how: Mapping[str, Any], command: str = ""
+    ) -> bool:
         """Write the study's file; False if it began on another machine or with other versions."""
-        now = {"versions": versions(), "machine": machine(device)}
+        now = conditions(device, command)
         if self.content is not None:
-            return all(self.content[name] == value for name, value in now.items())
+            return all(self.content[name] == now[name] for name in ("versions", "machine"))
         self.content = {"protocol": PROTOCOL, "settings": _plain(study), "running": how} | now
         write_json(self.out / STUDY_FILE, self.content)
         return True

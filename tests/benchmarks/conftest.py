@@ -64,7 +64,8 @@ def digits() -> Digits:
 
 
 def _stand_in(out: Path) -> dict[str, Any]:
-    (out / "report.md").write_text("report")
+    (out / "report.html").write_text("report")
+    (out / "summary.json").write_text("{}")
     return {"comparisons": []}
 
 

@@ -16,7 +16,9 @@ TINY_STUDY = (
 
 
 def run_study(out: Path, *arguments: str) -> int:
-    return main([*TINY_STUDY, "--out", str(out), *arguments])
+    """Begin a study, or go on with one."""
+    resume = ["--resume"] if (out / "study.json").exists() else []
+    return main([*TINY_STUDY, "--out", str(out), *resume, *arguments])
 
 
 def trial_files(out: Path) -> dict[str, int]:

@@ -117,7 +117,7 @@ def test_numbers_are_found_with_their_names_and_steps() -> None:
         (["--optimizers", "sgdd"], "valid are sgd, momentum"),
         (["--seed", "-1"], "not a whole number"),
         (["--out", "FILE/below"], "not a directory"),
-        (["--out", "DIR"], "has local_minima already"),
+        (["--out", "DIR"], "DIR is not empty; choose another directory"),
         (["saddle_points", "--dataset", "mnist", "--data-dir", "FILE"], "FILE"),
     ],
 )

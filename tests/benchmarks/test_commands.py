@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -24,24 +24,27 @@ from matplotlib.figure import Figure
 
 from benchmarks.challenges import __main__ as challenges
 from benchmarks.challenges.keeping import keep
-from benchmarks.common import claims, signals
+from benchmarks.common import claims, record, signals
+from benchmarks.common import command as command_module
 from benchmarks.common.command import LIMITS, whole_number
-from benchmarks.common.data import DATA_DIR_VARIABLE, Digits
+from benchmarks.common.data import DATA_DIR_VARIABLE, SYNTHETIC_NAME, Digits
 from benchmarks.common.reading import within_limits
 from benchmarks.common.record import RunRecorder
 from benchmarks.equivalence import __main__ as equivalence
 from benchmarks.gradient_release import __main__ as gradient_release
 from benchmarks.mnist import __main__ as mnist
+from benchmarks.mnist import options as mnist_options
 from benchmarks.reproductions import __main__ as reproductions
 from benchmarks.reproductions import running as reproductions_running
 from benchmarks.step_time import __main__ as step_time
 from benchmarks.step_time.timer import Effort
 from benchmarks.study import __main__ as study
+from benchmarks.study import options as study_options
 from benchmarks.study import running as study_running
 from benchmarks.study.trial import split
 from tests.benchmarks.children import ROOT, child, processes_of, wait_until
 from tests.benchmarks.conftest import SMALL_NET, TINY
-from tests.benchmarks.files import refused
+from tests.benchmarks.files import read, refused
 from tests.benchmarks.study_jobs import TINY_STUDY, run_study
 from tests.benchmarks.test_challenges_command import TINY as SIZES
 from tests.benchmarks.test_reproductions import a_case
@@ -54,6 +57,7 @@ PROGRAMS = (
 
 
 ONE = ("--optimizers", "sgd")
+QUICK = ("--budget", "quick")
 
 
 @dataclass(frozen=True)
@@ -84,19 +88,19 @@ COMMANDS = {
     ),
     "step_time": Command(
         lambda *more: step_time.main(
-            [*ONE, "--models", "mnist", "--implementations", "ours-loop", *more], EFFORT
+            [*ONE, "--models", "mnist", "--engine", "loop", *more], EFFORT
         ),
-        "benchmarks.step_time.timer:Stopwatch.measure", "what was measured",
+        "benchmarks.step_time.timer:Stopwatch.measure",
     ),
     "equivalence": Command(
         lambda *more: equivalence.main(
-            [*ONE, "--quick", "--dtypes", "float32", "--engines", "loop", "--steps", "2", *more], 1
+            [*ONE, *QUICK, "--dtypes", "float32", "--engine", "loop", "--steps", "2", *more], 1
         ),
-        "benchmarks.equivalence.__main__:compare_case", "what was compared",
+        "benchmarks.equivalence.__main__:compare_case",
     ),
     "gradient_release": Command(
         lambda *more: gradient_release.main([*ONE, "--width", "8", "--layers", "1", *more]),
-        "benchmarks.gradient_release.__main__:_apart", "what was measured",
+        "benchmarks.gradient_release.__main__:_apart",
     ),
 }  # fmt: skip
 
@@ -161,9 +165,8 @@ def test_the_second_command_on_a_folder_is_refused(
     said: list[str] = []
 
     def again() -> None:
-        more = ("--resume",) if command is COMMANDS["mnist"] else ()
         said.append(refused(lambda: command.run(out), capsys))
-        said.append(refused(lambda: command.run(out, *more), capsys))
+        said.append(refused(lambda: command.run(out, "--resume"), capsys))
 
     done = meanwhile(command, monkeypatch, again)
     assert command.run(out) == 0
@@ -178,6 +181,125 @@ def test_a_lock_that_was_left_behind_locks_nothing(command: Command, tmp_path: P
     (tmp_path / claims.LOCK).touch()
     assert command.run(tmp_path) == 0
     assert not (tmp_path / claims.LOCK).exists()
+
+
+# The options that all commands have
+
+
+def test_a_directory_with_something_in_it_is_refused(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").touch()
+    said = refused(lambda: command.run(tmp_path), capsys)
+    assert "is not empty; choose another directory (" in said
+    said = refused(lambda: command.run(tmp_path, "--resume"), capsys)
+    assert "there is no job to resume in" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_finished_job_is_gone_on_with_by_resume_alone(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert command.run(tmp_path) == 0
+    said = refused(lambda: command.run(tmp_path), capsys)
+    assert "choose another directory; with --resume it goes on" in said
+
+    def again() -> NoReturn:
+        raise AssertionError("something was done again")
+
+    done = meanwhile(command, monkeypatch, again)
+    assert command.run(tmp_path, "--resume") == 0
+    assert not done
+
+
+def test_every_job_ends_with_what_to_open_next(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.run(tmp_path) == 0
+    path, *others = capsys.readouterr().out.partition("Next, open:")[2].split("\n")[2:]
+    assert Path(path.strip()).exists()
+    assert [line.strip() for line in others if "tensorboard" in line] in (
+        [], [f"tensorboard --logdir {tmp_path}"], [f"tensorboard --logdir {tmp_path / 'runs'}"],
+    )  # fmt: skip
+
+
+def test_a_file_of_results_says_by_what_and_where_it_was_made(
+    command: Command, tmp_path: Path
+) -> None:
+    assert command.run(tmp_path / "out") == 0
+    found = [read(path) for path in (tmp_path / "out").rglob("*.json")]
+    contents = [content for content in found if "machine" in content]
+    assert contents
+    for content in contents:
+        assert content["command"].startswith("python -m benchmarks.")
+        assert str(tmp_path) not in content["command"]
+        assert {"torch", "python"} <= set(content["versions"])
+        assert {"processor", "torch_threads", "device"} <= set(content["machine"])
+
+
+def test_results_are_recorded_but_not_of_quick_runs_or_synthetic_digits(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
+    said = refused(lambda: command.run(tmp_path / "out", *QUICK, "--record"), capsys)
+    assert "--record takes no results of --budget quick" in said
+    assert not (tmp_path / "out").exists()
+    if command in (COMMANDS["mnist"], COMMANDS["study"], COMMANDS["challenges"]):
+        more = ("--budget", "standard", "--record")
+        said = refused(lambda: command.run(tmp_path / "out", *more), capsys)
+        assert f"--record takes no results of {SYNTHETIC_NAME}" in said
+        monkeypatch.setattr(command_module, "SYNTHETIC_NAME", "other digits")
+    assert command.run(tmp_path / "out", "--budget", "standard", "--record") == 0
+    (folder,) = (tmp_path / "results").iterdir()
+    assert f"Recorded in {folder}" in capsys.readouterr().out
+    recorded = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".json" for path in recorded)
+    for path in recorded:
+        original = tmp_path / "out" / path.relative_to(folder)
+        assert path.read_bytes() == original.read_bytes()
+
+
+PARSERS = {
+    "mnist": mnist_options.build_parser, "study": study_options.build_parser,
+    "challenges": challenges.build_parser, "step_time": step_time.build_parser,
+    "equivalence": equivalence.build_parser, "gradient_release": gradient_release.build_parser,
+    "reproductions": reproductions.build_parser,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_the_same_options_have_the_same_names(name: str) -> None:
+    parser = PARSERS[name]()
+    options = {option for action in parser._actions for option in action.option_strings}
+    assert options >= {"--budget", "--out", "--resume", "--record", "--help"}
+    assert parser.prog == f"python -m benchmarks.{name}"
+    for old in ("quick", "foreach", "engines", "implementations"):
+        assert f"--{old}" not in options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--budgte", "quick"], "there is no option --budgte; did you mean --budget?"),
+        (["--optimizer=adam"], "there is no option --optimizer; did you mean --optimizers?"),
+        (["--optimizers", "adma"], "did you mean adam?"),
+        (["--budget", "standart"], "did you mean standard?"),
+        (["--xyz"], "there is no option --xyz ("),
+    ],
+)
+def test_a_typo_is_told_what_may_have_been_meant(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert hint in refused(lambda: step_time.main(arguments), capsys)
+
+
+def test_the_command_that_is_recorded_says_no_more_than_what_was_computed() -> None:
+    words = ["--lr", "adam=1", "--out", "a b", "--data-dir=x", "--record", "--seed=3", "--resume"]
+    given = PARSERS["mnist"]().read(words)
+    assert given.command == "python -m benchmarks.mnist --lr adam=1 --seed=3"
+    assert given.again == f"{given.command.replace(' --seed', ' --data-dir=x --record --seed')}"
 
 
 # Interruptions

@@ -23,6 +23,7 @@ from torch_scratch_optim import ScratchAdam
 from torch_scratch_optim.equivalence import FAR, random_model
 
 Atlas = Callable[..., int]
+CPU = torch.device("cpu")
 SMALL = ("--optimizers", "adam", "--dtypes", "float32", "--steps", "4")
 
 
@@ -41,10 +42,10 @@ def compared(optimizer: str, options: dict[str, Any], dtype: str = "float32") ->
 def test_a_quick_run_leaves_json_tables_and_a_picture(
     run: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("--quick") == 0
+    assert run("--budget", "quick") == 0
     found = read(tmp_path / "atlas" / "equivalence.json")
     assert found["settings"]["implementations"] == implementations(DEFAULT_ENGINES)
-    assert (found["settings"]["steps"], found["settings"]["quick"]) == (4, True)
+    assert (found["settings"]["steps"], found["settings"]["budget"]) == (4, "quick")
     first, last = found["rows"]
     assert first["options"] == "defaults"
     assert last["options"] == "decoupled_weight_decay=True, amsgrad=True, weight_decay=0.1"
@@ -64,11 +65,11 @@ def test_a_quick_run_leaves_json_tables_and_a_picture(
 
 def test_everything_is_compared_unless_told_otherwise() -> None:
     parser = equivalence.build_parser()
-    cases = equivalence._cases(parser.parse_args([]))
+    cases = equivalence._cases(parser.read([]))
     assert len(cases) == 4 * sum(map(len, OPTION_CASES.values()))
     assert {case[0] for case in cases} == set(OPTIMIZERS)
     assert {case[2] for case in cases} == set(DTYPES)
-    assert equivalence._begin(parser.parse_args([]))["settings"]["steps"] >= 200
+    assert equivalence._begin(parser.read([]), CPU)["settings"]["steps"] >= 200
 
 
 def test_implementations_are_ours_torchs_and_variants_but_not_the_reference() -> None:
@@ -118,7 +119,7 @@ def test_a_broken_promise_ends_with_status_1(
         return ScratchAdam(params, **options | {"eps": 2e-8})
 
     monkeypatch.setitem(OPTIMIZERS, "adam", _with_scratch(broken))
-    assert run("--quick", "--engines", "loop") == 1
+    assert run("--budget", "quick", "--engine", "loop") == 1
     shown = " ".join(capsys.readouterr().out.split())
     if breach == "fails":
         assert "adam, defaults, float32, ours-loop failed: RuntimeError: out of order" in shown
@@ -174,7 +175,7 @@ def test_an_interrupted_run_keeps_what_it_has(
     assert run() == 130
     assert len(read(tmp_path / "atlas" / "equivalence.json")["rows"]) == 3
     assert (tmp_path / "atlas" / "equivalence.png").exists()
-    assert "Interrupted; what was compared is in" in capsys.readouterr().out
+    assert "Interrupted; finished comparisons are kept" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_an_interrupted_run_keeps_what_it_has(
     [
         (["--optimizers", "adan"], "no 'adan' here; valid are sgd, momentum, adagrad"),
         (["--dtypes", "float8"], "no 'float8' here; valid are bfloat16, float16, float32, float64"),
-        (["--engines", "magic"], f"no 'magic' here; valid are {', '.join(ENGINES)}"),
+        (["--engine", "magic"], f"no 'magic' here; valid are {', '.join(ENGINES)}"),
         (["--steps", "0"], "'0' is not a whole number from 1 up"),
         (["--seed", "-1"], "'-1' is not a whole number from 0 up"),
     ],

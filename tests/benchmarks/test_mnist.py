@@ -150,7 +150,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **options: Any) -> NoReturn:
         raise AssertionError("data were loaded before the input was checked")
 
-    monkeypatch.setattr(mnist, "load_shown", refuse)
+    monkeypatch.setattr(mnist, "_load", refuse)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +169,8 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--lr", "foo=1"], "valid are sgd"),
         (["--lr", "sgd=1", "--lr", "sgd=2"], "sgd is given twice"),
         (["--lr", "adamw=1"], "adamw, which is not among the optimizers"),
-        (["--dataset", "cifar"], "choose from"),
-        (["--resum"], "unrecognized arguments"),
+        (["--dataset", "cifar"], "valid are auto, mnist, synthetic"),
+        (["--resum"], "there is no option --resum; did you mean --resume?"),
         (["--resume"], "there is no job to resume in runs"),
         (["--resume", "--out", "nowhere"], "there is no job to resume in nowhere"),
         (["--out", "file/inside"], "file is not a directory"),
@@ -228,7 +228,7 @@ def test_corrupt_data_end_with_one_line(tmp_path: Path, capsys: pytest.CaptureFi
         ["--lr", "adam=0.5"],
         ["--optimizers", "adam"],
         ["--dataset", "mnist"],
-        ["--foreach"],
+        ["--engine", "foreach"],
     ],
 )
 def test_a_job_is_not_resumed_with_other_settings(

@@ -138,7 +138,7 @@ def resume_job(out: Path) -> int:
 
 
 def run_reproductions(out: Path) -> int:
-    return reproductions.main(["--budget", "quick", "--out", str(out)])
+    return reproductions.main(["--budget", "quick", "--resume", "--out", str(out)])
 
 
 def report_study(out: Path) -> int:

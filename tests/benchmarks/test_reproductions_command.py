@@ -43,7 +43,7 @@ def test_the_command_runs_and_shows_every_case(
     shown = capsys.readouterr().out
     assert "[2/2] A case: 1 of 2 figures reproduced, 0 differs, 1 not run" in shown
     assert "2 of 4 figures reproduced, 0 differs, 2 not run" in shown
-    assert command.main(arguments) == 0
+    assert command.main([*arguments, "--resume"]) == 0
     calls, _ = small_table
     assert len(calls) == 2
 
@@ -61,7 +61,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     cases["b"] = replace(cases["b"], measure=interrupted)
     assert command.main(["--budget", "quick", "--out", str(tmp_path)]) == 130
     shown = capsys.readouterr().out
-    assert f"--budget quick --out {tmp_path}" in shown
+    assert f"--budget quick --resume --out {tmp_path}" in shown
     assert [found["case"] for found in read(tmp_path / RESULT)["cases"]] == ["a"]
 
 
@@ -69,7 +69,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     ("arguments", "message"),
     [
         (["other"], "no 'other' here"),
-        (["--budget", "huge"], "invalid choice: 'huge'"),
+        (["--budget", "huge"], "no 'huge' here; valid are quick, standard, full"),
         (["--out", "{}/file/deeper"], "is not a directory"),
         (["--data-dir", "{}/file"], "{}/file is not a directory"),
     ],

@@ -93,7 +93,7 @@ def test_resume_alone_takes_the_newest_job_in_runs(
     shown = capsys.readouterr().out
     assert "Results go to runs/newer" in shown
     assert "2 of 2 pairs were finished before" in shown
-    assert "tensorboard --logdir runs\n" in shown
+    assert "tensorboard --logdir runs/newer\n" in shown
 
 
 def test_an_error_in_one_pair_keeps_those_that_are_finished(

@@ -216,7 +216,7 @@ def recorded(**milliseconds: float) -> dict[str, Any]:
     ]  # fmt: skip
     return {
         "models": {"tiny": {"title": "some tensors"}},
-        "settings": {"quick": False, "seed": 0},
+        "settings": {"budget": "standard", "seed": 0},
         "machine": {"processor": "some processor", "torch_threads": 1, "device": "cpu"},
         "versions": {"torch": "some version"},
         "cells": cells,
@@ -269,7 +269,7 @@ def test_the_command_writes_json_table_and_chart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "job"
-    names = ["--optimizers", "sgd", "rmsprop", "--implementations", *NOT_FUSED]
+    names = ["--optimizers", "sgd", "rmsprop", "--engine", "default", "fused"]
     assert main(["--models", "tiny", *names, "--out", str(out)], TINY) == 0
     assert {path.name for path in out.iterdir()} == {
         "step_time.json", "step_time.md", "step_time.png",
@@ -295,14 +295,14 @@ def test_an_interrupted_job_keeps_what_it_has(
 
     def interrupted(self: Stopwatch, model: str, shapes: Any, optimizer: str, *rest: Any) -> Any:
         if optimizer == "momentum":
-            assert len(read(tmp_path / "step_time.json")["cells"]) == 1, "it is written at once"
+            assert len(read(tmp_path / "step_time.json")["cells"]) == 2, "it is written at once"
             raise KeyboardInterrupt
         return measure(self, model, shapes, optimizer, *rest)
 
     monkeypatch.setattr(Stopwatch, "measure", interrupted)
-    arguments = ["--models", "tiny", "--implementations", "ours-loop", "--out", str(tmp_path)]
+    arguments = ["--models", "tiny", "--engine", "loop", "--out", str(tmp_path)]
     assert main(arguments, TINY) == 130
-    assert len(read(tmp_path / "step_time.json")["cells"]) == 1
+    assert len(read(tmp_path / "step_time.json")["cells"]) == 2
     assert (tmp_path / "step_time.png").exists()
     assert "Interrupted" in capsys.readouterr().out
 
@@ -312,7 +312,7 @@ def test_an_interrupted_job_keeps_what_it_has(
     [
         (["--optimizers", "foo"], "valid are sgd, momentum, adagrad, rmsprop, adam, adamw"),
         (["--models", "foo"], "valid are mnist, resnet50, gpt2, tiny, big"),
-        (["--implementations", "fused"], "valid are ours-default, ours-loop, ours-foreach"),
+        (["--engine", "fast"], "valid are default, loop, foreach, fused"),
         (["--seed", "-1"], "'-1' is not a whole number from 0 up"),
         (["--out", "file/inside"], "file is not a directory"),
         (["--out", "full"], "full is not empty"),

@@ -78,8 +78,8 @@ def test_a_finished_study_runs_nothing_again(
     [
         (("--optimizers", "adma"), "no 'adma' here; valid are sgd"),
         (("--nets", "tanh"), "no 'tanh' here"),
-        (("--budget", "huge"), "invalid choice: 'huge'"),
-        (("--schedule", "linear"), "invalid choice: 'linear'"),
+        (("--budget", "huge"), "no 'huge' here; valid are quick, standard, full"),
+        (("--schedule", "linear"), "no 'linear' here"),
         (("--seeds", "0"), "'0' is not a whole number from 1 up"),
         (("--search-spaces", "all"), "choose both"),
         (("--search-spaces", "lr", "all"), "add --samples"),
@@ -126,7 +126,7 @@ def test_another_protocol_is_not_mixed_in(
 
 def test_what_is_no_study_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    assert "is not empty and holds no study" in refusal(tmp_path, capsys)
+    assert "is not empty; choose another directory (" in refusal(tmp_path, capsys)
 
 
 def test_files_that_cannot_be_read_are_named(

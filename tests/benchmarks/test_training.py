@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -41,12 +42,12 @@ def flaw(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("engine", ["default", "loop", "foreach"])
 def test_twins_are_equal_bit_for_bit(
-    optimizer: str, foreach: bool, digits: Digits, tmp_path: Path
+    optimizer: str, engine: str, digits: Digits, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(
-        CONFIG, optimizer=optimizer, lr=OPTIMIZERS[optimizer].lr, foreach=foreach
+        CONFIG, optimizer=optimizer, lr=OPTIMIZERS[optimizer].lr, engine=engine
     )
     runs = runs_of(config, digits, tmp_path)
     assert runs["scratch"]["twin"] == {"max_abs_loss_difference": 0, "parameters_equal": True}
@@ -161,12 +162,13 @@ def test_evaluation_weighs_every_image_alike(
     assert whole[1] == (scores.argmax(1) == digits.train_labels).double().mean().item()
 
 
-def test_foreach_is_for_ours_alone(
+def test_each_side_has_an_engine_of_its_own(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
 
     def spy(name: str) -> Any:
+        @functools.wraps(torch.optim.Adam)
         def make(parameters: Any, **options: Any) -> torch.optim.Optimizer:
             seen[name] = options
             return torch.optim.Adam(parameters, **options)
@@ -175,8 +177,11 @@ def test_foreach_is_for_ours_alone(
 
     spied = dataclasses.replace(OPTIMIZERS["adam"], scratch=spy("ours"), reference=spy("torch"))
     monkeypatch.setitem(OPTIMIZERS, "adam", spied)
-    train_pair(dataclasses.replace(CONFIG, foreach=True), digits, tmp_path)
-    assert seen == {"ours": {"lr": 0.001, "foreach": True}, "torch": {"lr": 0.001}}
+    train_pair(dataclasses.replace(CONFIG, engine="foreach"), digits, tmp_path)
+    assert seen == {
+        "ours": {"lr": 0.001, "foreach": True},
+        "torch": {"lr": 0.001, "foreach": False, "fused": False},
+    }
 
 
 def test_an_interrupted_pair_leaves_no_run(digits: Digits, tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from benchmarks.common import claims
@@ -15,10 +15,11 @@ from benchmarks.study.report.writing import PAGE, write
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(prog="python -m benchmarks.study.report", description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="the results folder of a study")
-    return conduct(parser, partial(_write, parser.parse_args(arguments).out))
+    return conduct(parser, arguments, _write)
 
 
-def _write(out: Path, job: Job) -> int:
+def _write(given: argparse.Namespace, job: Job) -> int:
+    out: Path = given.out
     if not (out / STUDY_FILE).exists():
         raise CannotRun(f"{out} holds no study: there is no {STUDY_FILE}")
     with claims.shared(out):  # a study may be at work there: its trials so far make a report, too
