@@ -122,11 +122,12 @@ def begin_results(path: Path, begun: dict[str, Any], shape: Shape, resume: bool)
     """The content of a job's one file of results: as it is begun, or what it has so far.
 
     Args:
-        begun: what a new job starts with; its "settings" must be those of a job to resume.
-        shape: of the file.
+        begun: what a new job starts with. A job is resumed with the same settings, versions and
+            machine alone, so that all of its results are of one kind.
+        shape: of the results in it.
 
     Raises:
-        CannotRun: the file holds something else, or a job with other settings.
+        CannotRun: the file holds something else, or another job.
     """
     if not resume:
         write_json(path, begun)
@@ -138,4 +139,8 @@ def begin_results(path: Path, begun: dict[str, Any], shape: Shape, resume: bool)
                 f"{path} has {name} {stored!r:.60}, not {value!r:.60}; repeat the job's options to "
                 "resume it, or begin another"
             )
-    return content
+    if any(content.get(name) != begun[name] for name in ("versions", "machine")):
+        raise CannotRun(
+            f"{path} began with other versions or on another machine; begin another job"
+        )
+    return begun | {name: content[name] for name in shape}

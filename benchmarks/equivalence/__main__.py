@@ -45,7 +45,6 @@ from benchmarks.equivalence.atlas import (
 from benchmarks.equivalence.report import (
     EXPLANATION,
     RECORDED,
-    draw_atlas,
     report,
     summary,
     terminal_table,
@@ -216,10 +215,12 @@ def _breaks_a_promise(row: Row) -> bool:
 
 
 def _write(recorded: dict[str, Any], out: Path) -> None:
+    from benchmarks.equivalence import figures  # matplotlib takes a second to import
+
     write_json(out / RESULT, recorded)
     if recorded["rows"]:
         write_atomically(out / "equivalence.md", report(recorded))
-        write_atomically(out / "equivalence.png", draw_atlas(recorded))
+        write_atomically(out / "equivalence.png", figures.draw_atlas(recorded))
 
 
 if __name__ == "__main__":

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from rich import box
 from rich.table import Table
 
 from benchmarks.common.markdown import table as markdown
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.plots import CAPTION, LABEL, TICK, TITLE, png
 from benchmarks.common.reading import (
     Shape,
     among,
@@ -28,7 +20,6 @@ from benchmarks.common.reading import (
     text,
     whole,
 )
-from benchmarks.common.variants import AVERAGING, EPS_INSIDE, LR_IN_VELOCITY
 from benchmarks.equivalence.atlas import DTYPES, FAILED, PROMISED, UNAVAILABLE, Row
 from torch_scratch_optim.equivalence import FAR
 
@@ -38,7 +29,9 @@ NONE = "-"
 EXPLANATION = (
     "The largest distance from torch's loop (foreach=False) in ulps, over all options and steps: "
     "0 is the same bits in every parameter and state. far: NaN against a number, or 2⁶³ and more. "
-    "Small differences of numbers near zero are many ulps. -: there is no such implementation."
+    "Small differences of numbers near zero are many ulps. -: there is no such implementation. "
+    "Three variants show what a real difference is: eps-inside has ε inside the root, averaging "
+    "v ← μv + (1 − μ) g, lr-in-velocity v ← μv + γ g."
 )
 ROW: Shape = {
     "optimizer": among(OPTIMIZERS),
@@ -49,23 +42,13 @@ ROW: Shape = {
     "max_difference": mapping(text, perhaps(number)),
     **dict.fromkeys(("first", UNAVAILABLE, FAILED), mapping(text, text)),
 }
-RECORDED: Shape = {
-    "machine": {"processor": text},
-    "versions": {"torch": text},
-    "rows": many(shaped(ROW)),
-}
-HEADINGS = {
-    EPS_INSIDE: ("ε inside", "the root"),
-    AVERAGING: ("v ← μv", "+ (1−μ) g"),
-    LR_IN_VELOCITY: ("v ← μv", "+ γ g"),
-}
-
+RECORDED: Shape = {"rows": many(shaped(ROW))}
 NARROW = {
     "default": "de-\nfault",
     "foreach": "for-\neach",
-    EPS_INSIDE: "ε in\nroot",
-    AVERAGING: "(1−μ)\ng",
-    LR_IN_VELOCITY: "γ g",
+    "averaging": "aver-\naging",
+    "inside": "in-\nside",
+    "velocity": "velo-\ncity",
 }
 
 
@@ -112,15 +95,9 @@ def _number(ulps: int | None) -> str:
     return str(ulps) if ulps < 10_000 else f"{ulps:.0e}".replace("e+", "e")
 
 
-def _heading(name: str) -> tuple[str, str]:
-    side, _, engine = name.partition("-")
-    return HEADINGS.get(name, (side, engine))
-
-
 def _narrow(name: str) -> str:
     """A heading for a terminal of 80 columns."""
-    side, engine = _heading(name)
-    return NARROW.get(name, f"{side}\n{NARROW.get(engine, engine)}")
+    return "\n".join(NARROW.get(word, word) for word in name.split("-"))
 
 
 def _cells(recorded: Recorded) -> list[list[str]]:
@@ -154,8 +131,8 @@ def terminal_table(recorded: Recorded) -> Table:
 
 
 def worst_table(recorded: Recorded) -> str:
-    headings = [" ".join(_heading(name)) for name in recorded["settings"]["implementations"]]
-    return markdown([["optimizer", "dtype", *headings], *_cells(recorded)])
+    names = recorded["settings"]["implementations"]
+    return markdown([["optimizer", "dtype", *names], *_cells(recorded)])
 
 
 def report(recorded: Recorded) -> str:
@@ -190,98 +167,3 @@ def report(recorded: Recorded) -> str:
         ),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-NOWHERE = "0.9"  # the colour of what there is not
-GAP = 0.07  # between the blocks, which are squares of length 1
-LEAST, MOST = 1e-18, 10.0
-
-
-def draw_atlas(recorded: Recorded) -> bytes:
-    """How far the parameters went apart: white where every bit is equal.
-
-    Rounding fades from the left of a block to its right, where numbers are more precise; a real
-    difference does not.
-    """
-    settings = recorded["settings"]
-    optimizers = [
-        name
-        for name in settings["optimizers"]
-        if any(row["optimizer"] == name for row in recorded["rows"])
-    ]
-    names = settings["implementations"]
-    figure = Figure(
-        figsize=(2.6 + 1.25 * len(names), 2.9 + 0.95 * len(optimizers)), layout="constrained"
-    )
-    panel = figure.subplots()
-    colours = ScalarMappable(LogNorm(LEAST, MOST, clip=True), colormaps["cividis_r"])
-    for y, optimizer in enumerate(optimizers):
-        for x, name in enumerate(names):
-            _draw_block(panel, x, y, recorded, optimizer, name, colours)
-    panel.set_xlim(-GAP, len(names))
-    panel.set_ylim(len(optimizers), -GAP)
-    panel.set_xticks(
-        [x + (1 - GAP) / 2 for x in range(len(names))],
-        ["\n".join(_heading(name)) for name in names],
-        fontsize=TICK,
-    )
-    panel.set_yticks(
-        [y + (1 - GAP) / 2 for y in range(len(optimizers))],
-        [OPTIMIZERS[name].title for name in optimizers],
-        fontsize=LABEL,
-    )
-    panel.xaxis.tick_top()
-    panel.tick_params(length=0)
-    panel.spines[:].set_visible(False)
-    bar = figure.colorbar(colours, ax=panel, pad=0.01, fraction=0.03)
-    bar.set_label("largest difference of parameters", fontsize=TICK)
-    bar.ax.tick_params(labelsize=TICK)
-    figure.suptitle(
-        "White: the bits of torch's loop. Rounding fades with precision, another formula does not",
-        fontsize=TITLE,
-    )
-    panel.set_xlabel(
-        f"in each block from left to right: {', '.join(settings['dtypes'])}; from top to bottom: "
-        f"the options; {settings['steps']} steps",
-        fontsize=CAPTION,
-        color="0.35",
-    )
-    return png(figure)
-
-
-def _draw_block(
-    panel: Axes,
-    x: int,
-    y: int,
-    recorded: Recorded,
-    optimizer: str,
-    name: str,
-    colours: ScalarMappable,
-) -> None:
-    """A line for each option case, a column for each dtype."""
-    size = 1 - GAP
-    centre = x + size / 2, y + size / 2
-    columns = [_rows(recorded, optimizer, dtype) for dtype in recorded["settings"]["dtypes"]]
-    known = [row["max_ulps"][name] for rows in columns for row in rows if name in row["max_ulps"]]
-    if not known:
-        panel.text(*centre, "none", ha="center", va="center", fontsize=TICK, color="0.6")
-        return
-    width = size / len(columns)
-    for column, rows in enumerate(columns):
-        height = size / max(len(rows), 1)
-        for line, row in enumerate(rows):
-            corner = (x + column * width, y + line * height)
-            colour = _colour(row, name, colours)
-            panel.add_patch(Rectangle(corner, width, height, facecolor=colour, lw=0))
-    panel.add_patch(Rectangle((x, y), size, size, fill=False, edgecolor="0.6", lw=1))
-    if not any(known):
-        panel.text(*centre, "0", ha="center", va="center", fontsize=TITLE, weight="bold")
-
-
-def _colour(row: Row, name: str, colours: ScalarMappable) -> Any:
-    if name not in row["max_ulps"]:
-        return NOWHERE
-    if row["max_ulps"][name] == 0:
-        return "white"
-    difference = row["max_difference"][name]
-    return colours.to_rgba(np.array(MOST if difference is None else max(difference, LEAST)))

@@ -125,6 +125,7 @@ def _begin(
         # What "auto" came to is kept: a resumed job must not go on with other data.
         content["settings"]["dataset"] = "synthetic" if digits.name == SYNTHETIC_NAME else "mnist"
         write_json(out / SETTINGS_FILE, content)
+    job.keep(out, "finished runs")
     if any(content[key] != now[key] for key in ("versions", "machine")):
         say(job.console, "Note: this job began with other versions or on another machine.")
     train, test = len(digits.train_labels), len(digits.test_labels)
@@ -132,7 +133,6 @@ def _begin(
         job.console,
         f"Data: {digits.name}, {train:,} training and {test:,} test images on {device}",
     )
-    job.keep(out, "finished runs")
 
 
 def _train_all(out: Path, job: dict[str, Any], digits: Digits, console: Console) -> list[Pair]:

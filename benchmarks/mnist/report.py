@@ -19,7 +19,6 @@ from benchmarks.common.markdown import plain
 from benchmarks.common.markdown import table as markdown
 from benchmarks.common.nets import ACTIVATIONS, describe
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.plots import draw_curves, draw_gradient_flow
 from benchmarks.common.reading import (
     Shape,
     among,
@@ -167,6 +166,8 @@ def load_pairs(out: Path) -> list[Pair]:
 
 def write_report(out: Path) -> list[Pair]:
     """Write summary.json, summary.md, curves.png and gradient_flow.png into the job's directory."""
+    from benchmarks.mnist import figures  # matplotlib takes a second to import
+
     job = read_job(out)
     pairs = load_pairs(out)
     write_json(out / "summary.json", _summary(job, pairs))
@@ -174,8 +175,8 @@ def write_report(out: Path) -> list[Pair]:
         write_atomically(out / "summary.md", _markdown(job, pairs))
         dataset, ours = job["dataset"], [pair.ours for pair in pairs]
         theirs = [pair.torchs for pair in pairs if pair.torchs is not None]
-        write_atomically(out / "curves.png", draw_curves(dataset, ours, theirs))
-        write_atomically(out / "gradient_flow.png", draw_gradient_flow(dataset, ours))
+        write_atomically(out / "curves.png", figures.draw_curves(dataset, ours, theirs))
+        write_atomically(out / "gradient_flow.png", figures.draw_gradient_flow(dataset, ours))
     return pairs
 
 

@@ -27,7 +27,6 @@ from benchmarks.step_time.report import (
     RECORDED,
     Row,
     doubts,
-    draw_ratios,
     report,
     rows_of,
     terminal_table,
@@ -174,9 +173,11 @@ def _in_a_line(row: Row, cells: list[Cell]) -> str:
 
 
 def _write(recorded: dict[str, Any], out: Path) -> None:
+    from benchmarks.step_time import figures  # matplotlib takes a second to import
+
     if recorded["cells"]:
         write_atomically(out / "step_time.md", report(recorded))
-        write_atomically(out / "step_time.png", draw_ratios(recorded))
+        write_atomically(out / "step_time.png", figures.draw_ratios(recorded))
 
 
 if __name__ == "__main__":

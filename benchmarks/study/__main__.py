@@ -88,6 +88,7 @@ def _begin(
     console = job.console
     how = {"workers": given["workers"], "scheduler": given["scheduler"] is not None}
     as_before = store.begin(study, device, how, given["command"])
+    job.keep(store.out, "finished trials")
     if not as_before:
         say(console, "Note: this study began with other versions or on another machine.")
     sizes = study.train_size - study.validation_size, study.validation_size, study.test_size
@@ -96,7 +97,6 @@ def _begin(
         console,
         f"Data: {study.dataset}, {training} images train, {validation} validate, {test} test",
     )
-    job.keep(store.out, "finished trials")
 
 
 def _run(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.common.data import SYNTHETIC_NAME, Digits, load_digits
-from benchmarks.mnist import report
+from benchmarks.mnist import figures
 from benchmarks.mnist.__main__ import main
 from benchmarks.study import report as study_report
 from tests.benchmarks.study_jobs import run_study
@@ -42,8 +42,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take most of the time of a small job; leave them out where they do not matter."""
-    monkeypatch.setattr(report, "draw_curves", lambda *arguments: b"curves")
-    monkeypatch.setattr(report, "draw_gradient_flow", lambda *arguments: b"gradient flow")
+    monkeypatch.setattr(figures, "draw_curves", lambda *arguments: b"curves")
+    monkeypatch.setattr(figures, "draw_gradient_flow", lambda *arguments: b"gradient flow")
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_an_interruption_keeps_what_is_finished(
     assert main([*names, *DRAWN, "--out", str(out)], TINY) == 130
     assert [path.name for path in out.iterdir()] == ["local_minima"]
     read(out / "local_minima" / FACTS_FILE)
-    assert "kept in" in capsys.readouterr().out
+    assert "finished experiments are kept" in capsys.readouterr().out
 
 
 def test_a_directory_that_could_not_be_filled_is_not_there(tmp_path: Path) -> None:

@@ -31,12 +31,14 @@ from benchmarks.common.data import DATA_DIR_VARIABLE, SYNTHETIC_NAME, Digits
 from benchmarks.common.reading import within_limits
 from benchmarks.common.record import RunRecorder
 from benchmarks.equivalence import __main__ as equivalence
+from benchmarks.equivalence import figures as equivalence_figures
 from benchmarks.gradient_release import __main__ as gradient_release
 from benchmarks.mnist import __main__ as mnist
 from benchmarks.mnist import options as mnist_options
 from benchmarks.reproductions import __main__ as reproductions
 from benchmarks.reproductions import running as reproductions_running
 from benchmarks.step_time import __main__ as step_time
+from benchmarks.step_time import figures as step_time_figures
 from benchmarks.step_time.timer import Effort
 from benchmarks.study import __main__ as study
 from benchmarks.study import options as study_options
@@ -123,8 +125,8 @@ def command(
     monkeypatch.setattr(
         gradient_release, "_apart", lambda **settings: gradient_release.measure(**settings)
     )
-    monkeypatch.setattr(equivalence, "draw_atlas", lambda recorded: b"picture")
-    monkeypatch.setattr(step_time, "draw_ratios", lambda recorded: b"picture")
+    monkeypatch.setattr(equivalence_figures, "draw_atlas", lambda recorded: b"picture")
+    monkeypatch.setattr(step_time_figures, "draw_ratios", lambda recorded: b"picture")
     return COMMANDS[request.param]
 
 

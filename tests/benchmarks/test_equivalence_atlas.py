@@ -17,7 +17,8 @@ from benchmarks.equivalence import __main__ as equivalence
 from benchmarks.equivalence import atlas
 from benchmarks.equivalence.__main__ import DEFAULT_ENGINES, main
 from benchmarks.equivalence.atlas import DTYPES, PROMISED, compare_case, implementations
-from benchmarks.equivalence.report import draw_atlas, report, summary, verdict
+from benchmarks.equivalence.figures import draw_atlas
+from benchmarks.equivalence.report import report, summary, verdict
 from tests.benchmarks.files import read
 from torch_scratch_optim import ScratchAdam
 from torch_scratch_optim.equivalence import FAR, random_model

@@ -19,7 +19,7 @@ from benchmarks.common import record
 from benchmarks.common.data import Digits
 from benchmarks.common.record import write_json
 from benchmarks.mnist import __main__ as mnist
-from benchmarks.mnist import report
+from benchmarks.mnist import figures
 from benchmarks.reproductions import __main__ as reproductions
 from benchmarks.reproductions import running as reproductions_running
 from benchmarks.reproductions.case import Lab, Measured
@@ -96,8 +96,8 @@ def spoil(path: Path, place: str, value: Any) -> None:
 def finished_job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("job") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw_curves", lambda *arguments: b"curves")
-        patch.setattr(report, "draw_gradient_flow", lambda *arguments: b"gradient flow")
+        patch.setattr(figures, "draw_curves", lambda *arguments: b"curves")
+        patch.setattr(figures, "draw_gradient_flow", lambda *arguments: b"gradient flow")
         assert mnist.main([*TINY, *SMALL_NET, *ONE_PAIR, "--out", str(out)]) == 0
     return out
 

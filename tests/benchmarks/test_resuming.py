@@ -105,7 +105,7 @@ def test_an_error_in_one_pair_keeps_those_that_are_finished(
     interrupt_second_pair(monkeypatch, fail)
     with pytest.raises(RuntimeError, match="a bug"):
         job(*TWO)
-    assert "Go on with:" in capsys.readouterr().out
+    assert "Resume with:" in capsys.readouterr().out
     assert set(run_files(tmp_path / "job")) == {"relu/sgd/ours", "relu/sgd/torch"}
 
 

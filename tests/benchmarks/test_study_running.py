@@ -49,7 +49,7 @@ def test_two_commands_do_not_work_on_one_study(
 
     monkeypatch.setattr(running, "train", meanwhile)
     assert run_study(out) == 0
-    assert f"another command is at work on the study in --out {out}" in capsys.readouterr().err
+    assert f"another command is at work in --out {out}" in capsys.readouterr().err
     assert len(trained) == len(set(trained)) == len(trial_files(out))
 
 
