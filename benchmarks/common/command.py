@@ -15,15 +15,17 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks.common import claims, signals
 from benchmarks.common.data import SYNTHETIC_NAME, DataError, Digits, find_data_dir, load_digits
 from benchmarks.common.record import publish
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 RUNS = Path("runs")
 # What can be asked for, and so what a file of results can say that was asked for.
@@ -398,13 +400,15 @@ def say(console: Console, text: str) -> None:
 
 def bars(console: Console) -> Progress:
     """Bars on a terminal; elsewhere nothing, for there the lines that are printed suffice."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
+    from rich import progress
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TextColumn("{task.percentage:>3.0f} %"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left:"),
+        progress.TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
         transient=True,

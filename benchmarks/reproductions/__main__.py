@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-
-from rich.progress import TaskID
+from typing import Any
 
 from benchmarks.common.command import (
     Job,
@@ -83,7 +82,7 @@ def _work(given: argparse.Namespace, job: Job) -> int:
         for place, name in enumerate(names, start=1):
             one = shown.add_task(CASES[name].title, total=1.0)
 
-            def on_progress(name: str, share: float, one: TaskID = one) -> None:
+            def on_progress(name: str, share: float, one: Any = one) -> None:
                 shown.update(one, completed=share)
 
             (found,) = run_cases(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Any
-
-import rich.progress
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.common.command import say
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.study.protocol import Study, Sweep, expected, missing, wanted, winner_of
 from benchmarks.study.trial import FINAL, SELECTION, Trial, accuracy_of, has_failed
+
+if TYPE_CHECKING:
+    import rich.progress
 
 
 class Progress:

@@ -11,6 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
+HEAVY = {
+    "PIL", "distributed", "jinja2", "matplotlib", "pandas", "rich.progress", "scipy", "tensorboard",
+    "torch.utils.tensorboard", "torchvision",
+}  # fmt: skip
+PROGRAMS = sorted(
+    ".".join(path.parent.relative_to(BENCHMARKS).parts) for path in BENCHMARKS.rglob("__main__.py")
+)[1:]
+PROGRAMS.remove("challenges")  # whose figures are still imported at once
 COMMANDS = sorted(main.parent.name for main in BENCHMARKS.glob("*/__main__.py"))
 
 
@@ -52,6 +60,23 @@ def test_what_trains_draws_nothing() -> None:
 def test_the_package_does_not_import_the_benchmarks() -> None:
     for path in (ROOT / "torch_scratch_optim").rglob("*.py"):
         assert not any(name.startswith("benchmarks") for name in imported(path)), path
+
+
+def test_help_imports_nothing_that_takes_long() -> None:
+    """A parser needs torch alone, which all commands import."""
+    code = f"""
+import contextlib, io, runpy, sys
+for name in {PROGRAMS!r}:
+    sys.argv = [name, "--help"]
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as shown:
+        runpy.run_module("benchmarks." + name, run_name="__main__")
+    assert "usage: python -m benchmarks." + name in shown.getvalue()
+    print(name, *({HEAVY!r} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.split("\n") == [*PROGRAMS, ""]
 
 
 def test_benchmarks_lists_the_commands() -> None:

@@ -5,6 +5,14 @@ Nothing is trained. Any number of finished trials makes a report. `tables` and `
 study does not show; `page` and `paper` put them together as HTML and as Markdown.
 """
 
-from benchmarks.study.report.writing import write
+from __future__ import annotations
 
-__all__ = ["write"]
+from pathlib import Path
+from typing import Any
+
+
+def write(out: Path) -> dict[str, Any]:
+    """See `writing.write`."""
+    from benchmarks.study.report import writing  # matplotlib and scipy take seconds to import
+
+    return writing.write(out)

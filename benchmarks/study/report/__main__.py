@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.common import claims
 from benchmarks.common.command import CannotRun, Job, Parser, conduct, run, say
 from benchmarks.study.files import STUDY_FILE
-from benchmarks.study.report.writing import PAGE, write
+from benchmarks.study.report import write
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def _write(given: argparse.Namespace, job: Job) -> int:
         raise CannotRun(f"{out} holds no study: there is no {STUDY_FILE}")
     with claims.shared(out):  # a study may be at work there: its trials so far make a report, too
         write(out)
-    say(job.console, str(out / PAGE))
+    say(job.console, str(out / "report.html"))
     return 0
 
 
