@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,9 +65,11 @@ TWO = [Case("Momentum", {"lr": 0.1, "weight_decay": 0.1}), Case("Adam", {"lr": 0
 LINEAR = ("SGD", "Momentum")
 COUNTING = ("AdaGrad", "RMSProp", "Adam", "AdamW")
 ADAMS = ("Adam", "AdamW")
+# One of each rule: Momentum and AdamW are SGD and Adam with other defaults.
+RULES = ("SGD", "AdaGrad", "RMSProp", "Adam")
 
 # Engines: those that have the bits of torch's loop on every device, and the one that has those of
-# IEEE arithmetic on a CPU.
+# IEEE arithmetic on a CPU (`tests/fused`) and counts on the device on a GPU (`tests/cuda`).
 LOOPS: dict[str, dict[str, Any]] = {
     "loop": {"foreach": False},
     "foreach": {"foreach": True},
@@ -85,7 +88,23 @@ each_richest = pytest.mark.parametrize("case", RICHEST, ids=str)
 each_of_two = pytest.mark.parametrize("case", TWO, ids=str)
 loop_and_foreach = pytest.mark.parametrize("foreach", [False, True], ids=["loop", "foreach"])
 each_loop = pytest.mark.parametrize("engine", LOOPS.values(), ids=LOOPS)
-each_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES)
+each_engine = pytest.mark.parametrize(
+    "engine",
+    [pytest.param(e, marks=pytest.mark.cpu) if e.get("fused") else e for e in ENGINES.values()],
+    ids=ENGINES,
+)
+
+
+# The elements of a block in tests of big tensors, so that big is not that big.
+BLOCK = 2**16
+
+
+@contextmanager
+def small_blocks() -> Iterator[None]:
+    """Cut tensors into blocks of `BLOCK` elements."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "CPU_BLOCK", BLOCK)
+        yield
 
 
 def parameters(dtype: torch.dtype = torch.float32, *, seed: int = 0) -> list[Tensor]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -46,6 +48,33 @@ def checked(device: str) -> str:
 
 # Folders of tests that are about CPUs alone; single files and tests have the mark `cpu`.
 ABOUT_CPUS = {"benchmarks", "compilation", "cuda_without_gpu", "fused", "integrations"}
+
+
+# What the tests of a folder import besides torch, and the extra that installs it.
+NEEDS = {
+    "benchmarks": (("tensorboard", "matplotlib", "rich", "scipy", "jinja2", "filelock"), "bench"),
+}
+
+
+class NotInstalled(pytest.Collector):
+    """A folder that is skipped for what it needs."""
+
+    reason = ""
+
+    def collect(self) -> NoReturn:
+        pytest.skip(self.reason, allow_module_level=True)
+
+
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if path.parent != Path(__file__).parent or path.name not in NEEDS:
+        return None
+    packages, extra = NEEDS[path.name]
+    missing = [name for name in packages if find_spec(name) is None]
+    if not missing:
+        return None
+    skipped: NotInstalled = NotInstalled.from_parent(parent, name=path.name)
+    skipped.reason = f"without {', '.join(missing)}: pip install -e '.[{extra}]'"
+    return skipped
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .cases import CASES, Case, each_case, each_optimizer, give_gradients, leaves, parameters, train
 
+pytestmark = pytest.mark.cpu  # declared to be what can be captured
+
 IN_TORCH = ("RMSProp", "Adam", "AdamW")
 
 

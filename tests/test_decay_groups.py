@@ -11,7 +11,7 @@ from torch import nn
 
 from torch_scratch_optim import ScratchAdamW, decay_groups
 
-from .cases import PAIRS, Case, assert_equal_state, train
+from .cases import DEVICE, PAIRS, Case, assert_equal_state, train
 
 
 class Net(nn.Module):
@@ -84,7 +84,7 @@ def test_decay_groups_names_are_kept_in_checkpoints() -> None:
 
 @pytest.mark.parametrize("case", [Case(name) for name in PAIRS], ids=str)
 def test_decay_groups_are_taken_by_any_optimizer(case: Case) -> None:
-    model = Net()
+    model = Net().to(DEVICE)
     ours, theirs = (
         make(decay_groups(copy.deepcopy(model), 0.1)) for make in (case.ours, case.torchs)
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.optim import Optimizer
 
-from .cases import CASES, Case, each_case, each_optimizer
+from .cases import CASES, DEVICE, Case, each_case, each_optimizer
 
 
 def torch_is_right(case: Case) -> bool:
@@ -31,8 +31,8 @@ def trained(case: Case, start: Tensor, slope: Tensor, ours: bool, **options: Any
 
 
 def inputs() -> tuple[Tensor, Tensor]:
-    start = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64, requires_grad=True)
-    slope = torch.tensor([0.3, 0.7, -1.1], dtype=torch.float64, requires_grad=True)
+    start = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64, requires_grad=True, device=DEVICE)
+    slope = torch.tensor([0.3, 0.7, -1.1], dtype=torch.float64, requires_grad=True, device=DEVICE)
     return start, slope
 
 
@@ -64,7 +64,9 @@ def test_differentiable_by_the_learning_rate(case: Case) -> None:
     def by_rate(lr: Tensor) -> Tensor:
         return trained(case, start, slope, ours=True, lr=lr)
 
-    assert gradcheck(by_rate, torch.tensor(0.1, dtype=torch.float64, requires_grad=True))
+    assert gradcheck(
+        by_rate, torch.tensor(0.1, dtype=torch.float64, requires_grad=True, device=DEVICE)
+    )
 
 
 @each_optimizer
@@ -82,15 +84,15 @@ def test_differentiable_values_are_those_of_an_ordinary_step(case: Case) -> None
 
 def test_differentiable_with_a_learning_rate_of_zero_moves_nothing() -> None:
     # torch's Adam divides by the learning rate, and gives NaN where a gradient is zero.
-    start = torch.ones(3, dtype=torch.float64)
-    after = trained(Case("Adam"), start, torch.tensor([0.0, 1.0, -1.0]).double(), True, lr=0.0)
+    start = torch.ones(3, dtype=torch.float64, device=DEVICE)
+    after = trained(Case("Adam"), start, start.new_tensor([0.0, 1.0, -1.0]), True, lr=0.0)
     assert torch.equal(after, start)
 
 
 def test_differentiable_refuses_a_leaf_in_torchs_words() -> None:
     for make in (Case("Adam").ours, Case("Adam").torchs):
-        p = torch.ones(3, requires_grad=True)
+        p = torch.ones(3, requires_grad=True, device=DEVICE)
         optimizer = make([p], differentiable=True)
-        p.grad = torch.ones(3)
+        p.grad = torch.ones_like(p)
         with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
             optimizer.step()

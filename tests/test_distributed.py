@@ -11,6 +11,8 @@ from torch.multiprocessing.spawn import start_processes
 
 from . import processes
 
+pytestmark = pytest.mark.cpu  # over gloo
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Any:

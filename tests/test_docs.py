@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from urllib.parse import unquote, urldefrag, urlsplit
 import pytest
 
 import torch_scratch_optim
-from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.record import read_json
-from benchmarks.facts import RESULTS, bytes_per_parameter, variants
 from torch_scratch_optim import equivalence
 
 from .examples import ROOT, python_blocks
+
+for package in ("tensorboard", "matplotlib", "rich", "scipy", "jinja2"):
+    pytest.importorskip(package, reason=f"the figures of the site need {package}: '.[docs]'")
+facts: Any = importlib.import_module("benchmarks.facts")
 
 DOCS, PACKAGE = ROOT / "docs", torch_scratch_optim.__name__
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if "_build" not in page.parts]
@@ -32,6 +34,8 @@ PUBLIC = {name: getattr(torch_scratch_optim, name) for name in torch_scratch_opt
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    for package in ("sphinx", "furo", "myst_parser", "latex2mathml"):
+        pytest.importorskip(package, reason=f"the site is built with {package}: '.[docs]'")
     out = tmp_path_factory.mktemp("site")
     build = [sys.executable, "-m", "sphinx", "-W", "-n", "-q", "--keep-going", str(DOCS), str(out)]
     done = subprocess.run(build, capture_output=True, text=True, cwd=ROOT)
@@ -141,10 +145,10 @@ def test_your_own_optimizer_takes_about_fifteen_lines() -> None:
     assert len([line for line in body.splitlines() if line.strip()]) <= 15
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", facts.OPTIMIZERS)
 def test_the_cost_of_a_step_is_what_the_stopwatch_counts(name: str) -> None:
-    recorded = read_json(RESULTS / "step_time" / "step_time.json")["cells"]
+    recorded = facts.read_json(facts.RESULTS / "step_time" / "step_time.json")["cells"]
     counted = {c["bytes_per_parameter"] for c in recorded if c["optimizer"] == name
                and c["status"] == "measured"}  # fmt: skip
-    _, by_default = next(variants(name))
-    assert counted == {bytes_per_parameter(by_default)}
+    _, by_default = next(facts.variants(name))
+    assert counted == {facts.bytes_per_parameter(by_default)}

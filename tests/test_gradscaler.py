@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .cases import (
+    DEVICE,
     IMAGES,
     LABELS,
     Case,
@@ -32,12 +33,14 @@ from .own_rules.common import KERNEL, L2, UP, Group, descend, leaf, of_rule
 def test_gradscaler_and_autocast_give_torchs_bits(case: Case, engine: dict[str, Any]) -> None:
     models = small_net(), small_net()
     ours, theirs = case.ours(models[0].parameters(), **engine), case.torchs(models[1].parameters())
-    scalers = [torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3) for _ in models]
+    scalers = [
+        torch.amp.GradScaler(DEVICE.type, init_scale=2.0**10, growth_interval=3) for _ in models
+    ]
     for step in range(8):
         before = copy.deepcopy(ours.state_dict()["state"])
         for model, optimizer, scaler in zip(models, (ours, theirs), scalers, strict=True):
             optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast(DEVICE.type, torch.bfloat16):
                 loss = cross_entropy(model(IMAGES), LABELS)
             scaler.scale(loss * (torch.inf if step in (0, 4) else 1.0)).backward()
             scaler.step(optimizer)
@@ -63,7 +66,7 @@ def test_gradscaler_gradients_may_be_unscaled_and_clipped_before_the_step(case: 
     ours, theirs = case.ours(models[0].parameters()), case.torchs(models[1].parameters())
     for _ in range(4):
         for model, optimizer in zip(models, (ours, theirs), strict=True):
-            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+            scaler = torch.amp.GradScaler(DEVICE.type, init_scale=2.0**10)
             optimizer.zero_grad()
             scaler.scale(cross_entropy(model(IMAGES), LABELS)).backward()
             scaler.unscale_(optimizer)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torch_scratch_optim import ScratchOptimizer, engines
 
-from .cases import ENGINES, LINEAR, LOOPS, PAIRS, TABLE, Case, leaves
+from .cases import BLOCK, DEVICE, ENGINES, LINEAR, LOOPS, PAIRS, TABLE, Case, leaves, small_blocks
 from .ieee import assert_step
 from .situations.changes import assert_same, one_thread, roots_of
 
@@ -25,7 +25,7 @@ FIXED = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=12,
+    max_examples=8,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
@@ -39,9 +39,7 @@ TINY: Shapes = st.lists(st.integers(0, 7), max_size=4).map(tuple)
 EDGES = st.sampled_from([(n + i,) for n in (engines.SMALL, engines.GRAIN) for i in (0, 1)])
 SMALL: Shapes = TINY | EDGES | st.sampled_from([(63, 65), (2, 3, 31, 33)])
 # Tensors that are cut into blocks, and one that just is not.
-LARGE: Shapes = st.sampled_from(
-    [(engines.CPU_BLOCK,), (engines.CPU_BLOCK + 1,), (1031, 1027), (2, 2, 513, 515)]
-)
+LARGE: Shapes = st.sampled_from([(BLOCK,), (BLOCK + 1,), (259, 257), (2, 2, 129, 131)])
 # Both sides of how many are left to the loop; and so many that a table of addresses grows.
 COUNTS = st.sampled_from([1, 2, engines.FEW, engines.FEW + 1, 127, 128, 129, 300])
 # So many elements that a hundred such tensors are more than one batch.
@@ -63,12 +61,14 @@ class Leaf:
         return laid_out(self.normal(self.seed), self.layout).requires_grad_()
 
     def gradient(self, step: int, scale: float) -> Tensor:
-        return laid_out(self.normal(self.seed + 1000 * step) * scale, self.gradients)
+        # No negative zero: where β₁ is 0, torch's loop makes of it either zero, by its position in
+        # the tensor.
+        return laid_out(self.normal(self.seed + 1000 * step) * scale + 0.0, self.gradients)
 
     def normal(self, seed: int) -> Tensor:
         random = torch.Generator().manual_seed(seed)
         exact = torch.complex128 if self.dtype.is_complex else torch.float64
-        return torch.randn(self.shape, generator=random, dtype=exact).to(self.dtype)
+        return torch.randn(self.shape, generator=random, dtype=exact).to(DEVICE, self.dtype)
 
 
 def laid_out(dense: Tensor, layout: str) -> Tensor:
@@ -240,6 +240,8 @@ def assert_a_run_equals_torchs(
 
 
 by_name = pytest.mark.parametrize("name", PAIRS)
+# On a GPU the engine fused counts on the device.
+EXACT = ENGINES if DEVICE.type == "cpu" else LOOPS
 
 
 @FIXED
@@ -248,9 +250,10 @@ by_name = pytest.mark.parametrize("name", PAIRS)
 def test_any_run_equals_torchs_by_every_engine(name: str, data: st.DataObject) -> None:
     case = Case(name, data.draw(options_of_the_table(name), "options"))
     with one_thread():
-        assert_a_run_equals_torchs(case, ENGINES, data, models(WIDE, SMALL))
+        assert_a_run_equals_torchs(case, EXACT, data, models(WIDE, SMALL))
 
 
+@small_blocks()
 @settings(FIXED, max_examples=3)
 @given(data=st.data())
 @by_name
@@ -259,7 +262,7 @@ def test_any_run_on_large_tensors_equals_torchs_by_every_engine(
 ) -> None:
     case = Case(name, data.draw(options_of_the_table(name), "options"))
     drawn = models(WIDE[:1], LARGE, most=1, copies=None)
-    assert_a_run_equals_torchs(case, ENGINES, data, drawn, longest=2)
+    assert_a_run_equals_torchs(case, EXACT, data, drawn, longest=2)
 
 
 @FIXED
@@ -271,7 +274,8 @@ def test_any_options_and_half_precision_equal_torchs(name: str, data: st.DataObj
         assert_a_run_equals_torchs(case, LOOPS, data, models(WIDE + HALF, SMALL))
 
 
-@settings(FIXED, max_examples=6)
+@pytest.mark.cpu  # torch's foreach on a GPU is not its loop
+@settings(FIXED, max_examples=5)
 @given(data=st.data())
 @by_name
 def test_any_run_on_complex_numbers_equals_torchs(name: str, data: st.DataObject) -> None:
@@ -283,7 +287,8 @@ def test_any_run_on_complex_numbers_equals_torchs(name: str, data: st.DataObject
     )
 
 
-@settings(FIXED, max_examples=6)
+@pytest.mark.cpu  # IEEE arithmetic
+@settings(FIXED, max_examples=5)
 @given(data=st.data())
 @by_name
 def test_fused_half_precision_and_complex_numbers_have_the_bits_of_ieee_arithmetic(

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .cases import (
+    DEVICE,
     Case,
     assert_close_state,
     assert_equal_state,
@@ -28,11 +29,11 @@ from .ieee import assert_step
 def test_gradients_nan_infinite_and_denormal_give_what_torch_gives(
     case: Case, foreach: bool, value: float
 ) -> None:
-    ours = case.ours([torch.ones(5).requires_grad_()], foreach=foreach)
-    theirs = case.torchs([torch.ones(5).requires_grad_()])
+    ours = case.ours([torch.ones(5, device=DEVICE).requires_grad_()], foreach=foreach)
+    theirs = case.torchs([torch.ones(5, device=DEVICE).requires_grad_()])
     for _ in range(4):
         for p in leaves(ours) + leaves(theirs):
-            p.grad = torch.tensor([value, 1.0, value, -2.0, value])
+            p.grad = torch.tensor([value, 1.0, value, -2.0, value], device=DEVICE)
         ours.step()
         theirs.step()
         assert_equal_state(ours, theirs)
@@ -42,7 +43,9 @@ def step_on(values: list[float], *twins: Optimizer) -> None:
     for twin in twins:
         for p in leaves(twin):
             p.grad = (
-                torch.tensor(values, dtype=p.dtype).repeat(p.numel())[: p.numel()].view(p.shape)
+                torch.tensor(values, dtype=p.dtype, device=p.device)
+                .repeat(p.numel())[: p.numel()]
+                .view(p.shape)
             )
         twin.step()
 

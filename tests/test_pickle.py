@@ -39,6 +39,7 @@ def test_pickle_and_deepcopy_keep_the_run(case: Case) -> None:
             assert_equal_state(twin, original, f"step {step}")
 
 
+@pytest.mark.cpu  # whose bits are those of IEEE arithmetic
 @each_richest
 @pytest.mark.parametrize(
     "twin_of", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"]

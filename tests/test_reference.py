@@ -11,6 +11,7 @@ import torch
 import torch_scratch_optim as scratch
 
 from . import reference
+from .cases import DEVICE
 
 GRADIENTS = [0.3, -1.2, 0.0, 2.5e-4, 0.7, -0.1, 5.0, -3e-3] * 10
 
@@ -70,10 +71,10 @@ def test_the_rule_is_the_papers(
     options: dict[str, Any],
     foreach: bool,
 ) -> None:
-    theta = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+    theta = torch.tensor([0.5], dtype=torch.float64, requires_grad=True, device=DEVICE)
     ours = optimizer([theta], foreach=foreach, **options)
     for g, expected in zip(GRADIENTS, paper(0.5, GRADIENTS, **symbols), strict=True):
-        theta.grad = torch.tensor([g], dtype=torch.float64)
+        theta.grad = theta.new_tensor([g])
         ours.step()
         # The equations' order of operations is not the rule's: a few roundings per step in float64.
         assert theta.item() == pytest.approx(expected, rel=1e-11, abs=1e-13)

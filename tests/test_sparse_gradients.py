@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torch_scratch_optim.engines import CPU_BLOCK
 
-from .cases import CASES, Case, assert_equal_state, leaves
+from .cases import CASES, DEVICE, Case, assert_equal_state, leaves
 
 MANY = CPU_BLOCK // 2 + 37_856  # rows of 2 elements: together more than a block
 MAY_BE_SPARSE = [
@@ -28,12 +28,16 @@ def _torch_need_not_be_told() -> Iterator[None]:
 
 
 by_name = pytest.mark.parametrize("case", MAY_BE_SPARSE, ids=str)
-engines = pytest.mark.parametrize("engine", [{"foreach": False}, {}, {"fused": True}], ids=str)
+engines = pytest.mark.parametrize(
+    "engine",
+    [{"foreach": False}, {}, pytest.param({"fused": True}, marks=pytest.mark.cpu)],
+    ids=["loop", "default", "fused"],
+)
 
 
 def embeddings() -> list[Tensor]:
     # The second is large enough to be cut into blocks, were its gradient dense.
-    return [torch.ones(20, 3, requires_grad=True), torch.ones(MANY, 2, requires_grad=True)]
+    return [torch.ones(n, w, requires_grad=True, device=DEVICE) for n, w in ((20, 3), (MANY, 2))]
 
 
 def sparse_gradients(step: int, coalesced: bool) -> Iterator[Tensor]:
@@ -42,10 +46,15 @@ def sparse_gradients(step: int, coalesced: bool) -> Iterator[Tensor]:
         where = torch.randint(rows, (1, 7), generator=random)  # some rows twice, if they are few
         values = torch.randn(7, width, generator=random)
         gradient = torch.sparse_coo_tensor(where, values, (rows, width), check_invariants=True)
+        gradient = gradient.to(DEVICE)
         yield gradient.coalesce() if coalesced else gradient
 
 
-@pytest.mark.parametrize("coalesced", [True, False])
+@pytest.mark.parametrize(
+    "coalesced",
+    # On a GPU torch adds up rows that come twice in any order.
+    [True, pytest.param(False, marks=pytest.mark.cpu)],
+)
 @engines
 @by_name
 def test_sparse_gradients_give_what_torch_gives(
@@ -73,7 +82,7 @@ def test_sparse_gradients_may_alternate_with_dense_ones(case: Case) -> None:
     ours, theirs = case.ours(embeddings()[:1]), case.torchs(embeddings()[:1])
     for step in range(6):
         for twin in (ours, theirs):
-            gradient = next(sparse_gradients(step, coalesced=False))
+            gradient = next(sparse_gradients(step, coalesced=True))
             # The first is dense, and so is the momentum then, which sparse gradients can join. Not
             # so Nesterov's, which adds it to the gradient: torch has no sum of that kind.
             leaves(twin)[0].grad = gradient if step % 2 else gradient.to_dense()
@@ -85,7 +94,7 @@ def test_sparse_gradients_leave_untouched_rows_alone() -> None:
     (table, _) = embeddings()
     ours = Case("AdaGrad").ours([table])
     table.grad = torch.sparse_coo_tensor(
-        torch.tensor([[4]]), torch.ones(1, 3), (20, 3), check_invariants=True
+        torch.tensor([[4]]), torch.ones(1, 3), (20, 3), device=DEVICE, check_invariants=True
     )
     ours.step()
     moved = (table != 1).any(dim=1)
@@ -93,13 +102,14 @@ def test_sparse_gradients_leave_untouched_rows_alone() -> None:
     assert ours.state[table]["sum"].sum() == 3
 
 
+@pytest.mark.cpu  # by the engine fused
 @pytest.mark.parametrize("case", [Case(n, {"fused": True}) for n in ("SGD", "AdaGrad")], ids=str)
 def test_sparse_gradients_are_unscaled_by_a_gradscaler(case: Case) -> None:
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler(DEVICE.type, init_scale=1024.0)
     (table, _), (plain, _) = embeddings(), embeddings()
     ours, theirs = case.ours([table]), case.torchs([plain], fused=False)
     gradient = next(sparse_gradients(0, coalesced=True))
-    scaler.scale(torch.zeros(()))  # a scaler insists on having scaled something
+    scaler.scale(torch.zeros((), device=DEVICE))  # a scaler insists on having scaled something
     table.grad, plain.grad = gradient * 1024.0, gradient
     scaler.step(ours)
     theirs.step()

@@ -14,6 +14,7 @@ from torch_scratch_optim import ScratchAdam, ScratchSGD
 
 from .cases import (
     CASES,
+    DEVICE,
     Case,
     assert_equal_state,
     each_case,
@@ -80,11 +81,11 @@ def test_state_momentum_buffer_has_the_dtype_of_what_it_copies() -> None:
     for decay in (0.0, 0.1):
         twins: list[torch.optim.Optimizer] = []
         for make in (ScratchSGD, torch.optim.SGD):
-            p = nn.Parameter(torch.ones(3))
+            p = nn.Parameter(torch.ones(3, device=DEVICE))
             p.grad_dtype = torch.bfloat16
             optimizer = make([p], lr=0.1, momentum=0.9, weight_decay=decay)
             for _ in range(3):
-                p.grad = torch.tensor([0.1, 0.2, 0.3]).bfloat16()
+                p.grad = torch.tensor([0.1, 0.2, 0.3], device=DEVICE).bfloat16()
                 optimizer.step()
             twins.append(optimizer)
         assert_equal_state(twins[0], twins[1], f"weight decay {decay}")
@@ -143,12 +144,12 @@ def test_state_in_float16_of_float32_parameters_is_computed_with_in_float32(
     engine: dict[str, Any],
 ) -> None:
     # In float16 the root of such a square and eps would be 0.
-    p = torch.ones(3, requires_grad=True)
+    p = torch.ones(3, requires_grad=True, device=DEVICE)
     ours = ScratchAdam([p], lr=0.1, **engine)
     for _ in range(3):
-        p.grad = torch.tensor([1e-3, 2e-3, -1e-3])
+        p.grad = torch.tensor([1e-3, 2e-3, -1e-3], device=DEVICE)
         ours.step()
         state = ours.state[p]
         state |= {name: state[name].half() for name in ("exp_avg", "exp_avg_sq")}
     assert p.isfinite().all()
-    assert ((p - 1).sign() == torch.tensor([-1.0, -1.0, 1.0])).all()
+    assert ((p - 1).sign() == p.new_tensor([-1.0, -1.0, 1.0])).all()

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .cases import (
+    DEVICE,
     Case,
     assert_close_state,
     assert_equal_state,
@@ -205,8 +206,8 @@ def assert_same_checkpoint(a: dict[str, Any], b: dict[str, Any]) -> None:
 @each_optimizer
 def test_load_state_dict_refuses_state_of_other_shapes_by_name(case: Case) -> None:
     def named(*shape: int) -> list[tuple[str, torch.Tensor]]:
-        fixed = torch.ones(3, requires_grad=True)
-        return [("bias", fixed), ("weight", torch.ones(shape, requires_grad=True))]
+        fixed = torch.ones(3, requires_grad=True, device=DEVICE)
+        return [("bias", fixed), ("weight", torch.ones(shape, requires_grad=True, device=DEVICE))]
 
     options = {"momentum": 0.5} if case.optimizer == "SGD" else {}
     source = case.torchs(named(2, 5), **options)

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import StepLR
 
 from torch_scratch_optim import ScratchOptimizer
 
-from .cases import IMAGES, LABELS, PAIRS, Case, each_optimizer, small_net
+from .cases import DEVICE, IMAGES, LABELS, PAIRS, Case, each_optimizer, small_net
 
 
 def backward(model: nn.Module) -> None:
@@ -49,7 +49,7 @@ def test_compile_does_not_compile_again_under_a_schedule(
         model = small_net()
         # torch takes no tensor rate together with foreach=True, so it comes as a group's option.
         optimizer = case.ours(model.parameters(), foreach=foreach)
-        optimizer.param_groups[0]["lr"] = torch.tensor(0.01)
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.01, device=DEVICE)
         twins.append((model, optimizer, StepLR(optimizer, 2, 0.5)))
     step = compiled_step(twins[0][1], backend)
     counters.clear()

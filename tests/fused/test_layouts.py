@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from torch_scratch_optim import engines
-
 from ..cases import (
+    BLOCK,
     Case,
     assert_close_state,
     each_of_two,
     each_optimizer,
     each_richest,
     leaves,
+    small_blocks,
     train,
 )
 from ..ieee import assert_step
@@ -53,11 +53,12 @@ def test_fused_takes_state_of_any_layout(case: Case, of_state: str) -> None:
     steps(ours, 2, start=2)
 
 
+@small_blocks()
 @each_of_two
 @pytest.mark.parametrize("of_what", ["parameter", "gradient", "state"])
 def test_fused_reads_the_negative_bit_of_big_tensors(case: Case, of_what: str) -> None:
     negated: Layout = LAYOUTS["negative bit"]
-    start = values(engines.CPU_BLOCK + 77, seed=0)
+    start = values(BLOCK + 77, seed=0)
     p = (negated(start) if of_what == "parameter" else start).requires_grad_()
     ours = case.ours([p], fused=True)
     for step in range(2):

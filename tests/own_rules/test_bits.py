@@ -77,6 +77,7 @@ def test_own_rule_has_torchs_groups_and_exchanges_checkpoints(
         assert_equal_state(ours, theirs, f"round {round}")
 
 
+@pytest.mark.cpu  # by kernels in C++ as well
 @has_torchs_arithmetic
 @pytest.mark.parametrize(
     ("kind", "options", "dtype"),
@@ -98,6 +99,7 @@ def test_fused_own_rule_is_the_rule_in_ieee_arithmetic(
         assert_equal_state(kernel, loop, f"step {step}")
 
 
+@pytest.mark.cpu  # by kernels in C++ as well
 @has_torchs_arithmetic
 @by_engine
 @pytest.mark.parametrize("maximize", [False, True])
@@ -120,6 +122,7 @@ def test_weight_decay_and_maximize_come_for_nothing(
             assert same_bits(p, value)
 
 
+@pytest.mark.cpu  # by kernels in C++ as well
 @by_engine
 @pytest.mark.parametrize("kind", [Lion, RAdam], ids=in_words)
 def test_decoupled_weight_decay_is_not_added_to_the_gradient_as_well(
@@ -136,6 +139,7 @@ def test_decoupled_weight_decay_is_not_added_to_the_gradient_as_well(
         assert not ours.state[p]["exp_avg"].any()
 
 
+@pytest.mark.cpu  # by kernels in C++ as well
 @has_torchs_arithmetic
 @pytest.mark.parametrize(
     "change",

@@ -28,6 +28,8 @@ from .common import (
     same_values,
 )
 
+pytestmark = pytest.mark.cpu  # kernels in C++
+
 
 class Form(NamedTuple):
     """An operation on x, with columns "y" and "z" or with numbers."""

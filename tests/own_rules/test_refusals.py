@@ -13,6 +13,8 @@ from torch_scratch_optim import _kernels
 
 from .common import KERNEL, NUMBER, Group, Rule, leaf, of_rule
 
+pytestmark = pytest.mark.cpu  # by kernels in C++, the engine that refuses
+
 
 def test_div_number_is_no_operation_of_a_rule() -> None:
     def rule(p: Any, g: Any) -> None:

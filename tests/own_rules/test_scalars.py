@@ -23,6 +23,8 @@ from .. import cases
 from .common import NUMBER, OPTIONS, Group, Make, by_precision, leaf, make
 from .other_rules import Adadelta, Adamax, Lion, RAdam, Rprop
 
+pytestmark = pytest.mark.cpu  # in C
+
 COUNTED: list[tuple[str, Make, Group]] = [
     *[(str(case), case.ours, {}) for case in cases.CASES],
     *[

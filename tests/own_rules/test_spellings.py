@@ -28,6 +28,8 @@ from .common import (
     of_rule,
 )
 
+pytestmark = pytest.mark.cpu  # by kernels in C++ as well
+
 
 def up(p: Any, g: Any) -> None:
     p.add_(g)

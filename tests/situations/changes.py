@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch_scratch_optim import engines
 
 from .. import ieee
-from ..cases import LINEAR, leaves, same_bits
+from ..cases import BLOCK, DEVICE, LINEAR, leaves, same_bits
 
 # Whatever moves elements of one memory one after the other, as torch's loop does.
 IN_ORDER = ("loop", "fused")
@@ -32,7 +32,7 @@ Edit = Callable[[Tensor], Any]
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     random = torch.Generator().manual_seed(seed)
     wide = torch.complex128 if dtype.is_complex else torch.float64
-    return torch.randn(shape, generator=random, dtype=wide).to(dtype)
+    return torch.randn(shape, generator=random, dtype=wide).to(DEVICE, dtype)
 
 
 def _params(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -66,7 +66,7 @@ def batches() -> Groups:
 
 def big() -> Groups:
     """A tensor that is cut into blocks, one that just is not, and around what a thread takes."""
-    rows = engines.CPU_BLOCK // 1024
+    rows = BLOCK // 1024
     sizes = [(engines.GRAIN,), (rows + 6, 1024), (engines.GRAIN + 1,), (rows, 1024)]
     return [{"params": _params(*sizes)}]
 
@@ -331,10 +331,10 @@ def halve(optimizer: Optimizer, *_: Any) -> None:
 def scaled(optimizer: Optimizer) -> None:
     """A step through a scaler, gradients infinite at the third."""
     if not hasattr(optimizer, "scaler"):
-        optimizer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # type: ignore[attr-defined]  # ours for the test
+        optimizer.scaler = torch.amp.GradScaler(DEVICE.type, init_scale=1024.0)  # type: ignore[attr-defined]  # ours for the test
         optimizer.seen = 0  # type: ignore[attr-defined]  # ours for the test
     scaler: Any = optimizer.scaler  # type: ignore[attr-defined]  # ours for the test
-    scale = scaler.scale(torch.ones(()))
+    scale = scaler.scale(torch.ones((), device=DEVICE))
     for p in leaves(optimizer):
         if p.grad is not None:
             p.grad = p.grad * scale
