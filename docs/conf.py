@@ -17,11 +17,13 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "myst_parser",
+    "equations",
     "facts",
+    "full_size",
     "mathml",
     "torch_links",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "templates"]
 nitpicky = True
 nitpick_ignore = [("py:class", "collections.abc.Callable")]  # Python's own
 
@@ -33,10 +35,11 @@ napoleon_use_ivar = True
 
 myst_enable_extensions = ["deflist", "substitution"]
 myst_substitutions = {
-    "the_source_itself": (
-        "This is the source itself, included when this page was made. `TensorLike` stands for a "
-        "tensor or for many that move as one. Before any rule is run, the gradient `g` is negated "
-        "for `maximize`, and λθ is added for `weight_decay`."
+    "about_the_rule": (
+        "This is the source code itself, included when the site is built. `TensorLike` stands for "
+        "a tensor, or for a list of tensors that are updated together. The optimizer prepares the "
+        "gradient `g` before it calls the rule: it negates `g` for `maximize` and adds λθ for "
+        "`weight_decay`."
     )
 }
 myst_heading_anchors = 3
@@ -44,6 +47,19 @@ html_math_renderer = "mathml"
 
 html_theme = "furo"
 html_title = "torch-scratch-optim"
+# The address of the repository. Once it is set, the sidebar links to it.
+html_context = {"repository": ""}
+templates_path = ["templates"]
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/repository.html",
+        "sidebar/scroll-end.html",
+    ]
+}
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False

@@ -12,12 +12,13 @@ from types import FunctionType
 from typing import Any
 from urllib.parse import unquote, urldefrag, urlsplit
 
+import jinja2
 import pytest
 
 import torch_scratch_optim
 from torch_scratch_optim import equivalence
 
-from .examples import ROOT, python_blocks
+from .examples import ROOT, examples
 
 for package in ("tensorboard", "matplotlib", "rich", "scipy", "jinja2"):
     pytest.importorskip(package, reason=f"the figures of the site need {package}: '.[docs]'")
@@ -52,6 +53,8 @@ class Page(HTMLParser):
         self.loads: list[str] = []
         self.places: set[str] = set()
         self.equations = 0
+        self.images: list[tuple[str, str | None]] = []  # each with the link around it
+        self._link: str | None = None
         self.feed(file.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -60,10 +63,17 @@ class Page(HTMLParser):
         self.places.update(given[name] for name in ("id", "name") if name in given)
         if tag == "a" and "href" in given:
             self.links.append(given["href"])
+            self._link = given["href"]
+        elif tag == "img":
+            self.images.append((given["src"], self._link))
         elif tag == "link" and given.get("rel") not in ("canonical", "index", "search"):
             self.loads += [given[name] for name in ("href",) if name in given]
-        elif "src" in given:
+        if tag != "a" and "src" in given:
             self.loads.append(given["src"])
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "a":
+            self._link = None
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +109,28 @@ def test_the_site_needs_no_network(pages: dict[Path, Page]) -> None:
             assert url.scheme == "data" or (file.parent / unquote(url.path)).is_file(), load
 
 
+def test_every_image_opens_in_full_size(pages: dict[Path, Page]) -> None:
+    images = [image for page in pages.values() for image in page.images if "_images/" in image[0]]
+    assert len(images) > 20
+    assert all(source == link for source, link in images)
+
+
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "rmsprop", "adam"])
-def test_equations_are_drawn_by_the_browser(name: str, pages: dict[Path, Page], site: Path) -> None:
+def test_a_page_of_an_optimizer_has_equations_once_and_before_the_code(
+    name: str, pages: dict[Path, Page], site: Path
+) -> None:
     file = site / "optimizers" / f"{name}.html"
-    assert pages[file].equations >= 1
-    assert r"\theta" not in file.read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8")
+    assert text.index("<math") < text.index(f'<span class="nf">{name}</span>')
+    assert pages[file].equations == (2 if name == "adam" else 1)  # AdamW stands on Adam's page
+    assert r"\theta" not in text  # MathML, which a browser draws by itself
+
+
+def test_the_sidebar_links_to_the_repository_once_its_address_is_set() -> None:
+    template = jinja2.Template((DOCS / "templates/sidebar/repository.html").read_text())
+    address = "https://example.org/owner/name"
+    assert f'href="{address}"' in template.render(repository=address)
+    assert template.render(repository="").strip() == ""
 
 
 def test_the_reference_has_every_public_name(pages: dict[Path, Page]) -> None:
@@ -131,18 +158,32 @@ def in_docs(page: Path) -> str:
     return page.relative_to(DOCS).with_suffix("").as_posix()
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)], ids=in_docs)
-def test_the_examples_of_a_page_run(page: Path) -> None:
-    # One after another, as a reader would type them.
-    scope: dict[str, Any] = {"__name__": "example"}
-    for block in python_blocks(page):
-        exec(compile(block, str(page), "exec"), scope)
+@pytest.mark.parametrize("page", [p for p in PAGES if examples(p)], ids=in_docs)
+def test_examples_run_and_print_what_the_page_shows(
+    page: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scope: dict[str, Any] = {}
+    for code, shown in examples(page):
+        if not scope or page.stem == "recipes":  # each of which runs by itself
+            scope = {"__name__": "example"}
+        exec(compile(code, str(page), "exec"), scope)
+        assert capsys.readouterr().out == shown
 
 
 def test_your_own_optimizer_takes_about_fifteen_lines() -> None:
-    (example, *_) = python_blocks(DOCS / "own.md")
-    body = example[example.index("class") :]
+    (code, _), *_ = examples(DOCS / "own.md")
+    body = code[code.index("class") :]
     assert len([line for line in body.splitlines() if line.strip()]) <= 15
+
+
+ADAPTIVE = ("adagrad", "rmsprop", "adam")
+
+
+def test_on_the_sigmoid_net_only_the_adaptive_methods_train() -> None:
+    runs = facts.read_json(facts.RESULTS / "mnist" / "summary.json")["runs"]
+    accuracy = {r["optimizer"]: r["test_accuracy"] for r in runs if r["net"] == "sigmoid"}
+    assert all(accuracy[name] > 0.7 for name in ADAPTIVE)
+    assert all(accuracy[name] < 0.15 for name in ("sgd", "momentum"))
 
 
 @pytest.mark.parametrize("name", facts.OPTIMIZERS)

@@ -143,10 +143,10 @@ class ScratchAdamW(ScratchAdam):
     r"""Adam with decoupled weight decay; a drop-in for :class:`torch.optim.AdamW`.
 
     .. math::
-        \theta'_{t-1} &= (1 - \gamma\lambda)\, \theta_{t-1} \\
-        \theta_t &= \theta'_{t-1} - \gamma\, \hat m_t / (\sqrt{\hat v_t} + \epsilon)
+        \theta_t = (1 - \gamma\lambda)\, \theta_{t-1}
+            - \gamma\, \hat m_t / (\sqrt{\hat v_t} + \epsilon)
 
-    with the moments of :class:`ScratchAdam`, into which the decay does not enter.
+    The moments are those of :class:`ScratchAdam`. The decay does not enter them.
 
     Args:
         weight_decay: λ ≥ 0; each step first takes γλθ off θ. Default 1e-2.

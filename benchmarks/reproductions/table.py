@@ -30,12 +30,16 @@ def terminal_table(case: CaseResult) -> Table:
 
 
 def markdown_table(cases: Sequence[CaseResult]) -> str:
-    rows = [
-        [plain(case["title"]), *map(plain, cells[:TEXTS]), *cells[TEXTS:]]
-        for case in cases
-        for cells in _cells(case)
-    ]
-    return markdown([["source", *HEADINGS], *rows], texts=1 + TEXTS)
+    """A table for each case, narrow enough for a page: the tolerance, a sentence, comes last."""
+    parts = []
+    for case in cases:
+        rows = [
+            [plain(quantity), plain(verdict), theirs, ours, plain(tolerance)]
+            for quantity, verdict, tolerance, theirs, ours in _cells(case)
+        ]
+        headings = ["quantity", "verdict", "published", "ours", "tolerance"]
+        parts += [f"**{plain(case['title'])}**", markdown([headings, *rows], texts=2)]
+    return "\n\n".join(parts)
 
 
 def summary(cases: Sequence[CaseResult]) -> str:

@@ -21,8 +21,9 @@ class Facts(SphinxDirective):
     option_spec: ClassVar[dict[str, Any]] = {}
 
     def run(self) -> list[nodes.Node]:
+        self.env.note_reread()  # the results may change while the page does not
         what, *of = self.arguments
-        container = nodes.container(classes=["facts"])
+        container = nodes.container(classes=["facts", what])
         self.state.nested_parse(StringList(FACTS[what](*of).splitlines()), 0, container)
         return [container]
 
