@@ -12,7 +12,6 @@ from types import FunctionType
 from typing import Any
 from urllib.parse import unquote, urldefrag, urlsplit
 
-import jinja2
 import pytest
 
 import torch_scratch_optim
@@ -127,6 +126,8 @@ def test_a_page_of_an_optimizer_has_equations_once_and_before_the_code(
 
 
 def test_the_sidebar_links_to_the_repository_once_its_address_is_set() -> None:
+    import jinja2
+
     template = jinja2.Template((DOCS / "templates/sidebar/repository.html").read_text())
     address = "https://example.org/owner/name"
     assert f'href="{address}"' in template.render(repository=address)

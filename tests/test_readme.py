@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_scratch_optim import ScratchAdam, ScratchOptimizer, adam
+from torch_scratch_optim import ScratchAdam, ScratchOptimizer, __version__, adam
 
 from .examples import ROOT, examples
 
@@ -69,3 +71,30 @@ def test_the_comparison_finds_no_difference(capsys: pytest.CaptureFixture[str]) 
 def test_your_own_optimizer_takes_about_fifteen_lines() -> None:
     body = LION[LION.index("class") :]
     assert len([line for line in body.splitlines() if line.strip()]) <= 15
+
+
+def test_step_times_are_as_the_readme_says() -> None:
+    report = pytest.importorskip("benchmarks.step_time.report", reason="needs '.[bench]'")
+    recorded = json.loads((ROOT / "benchmarks/results/step_time/step_time.json").read_text())
+    rows = report.rows_of(recorded)
+    assert {row.optimizer for row in rows} >= {"sgd", "momentum", "rmsprop", "adam"}
+    by_default: dict[str, list[bool]] = {"sgd": [], "momentum": []}
+    for row in rows:
+        if row.optimizer in by_default:
+            by_default[row.optimizer].append(row.ratio("default", "default") > 1)
+        else:
+            most = 0.5 if row.optimizer == "rmsprop" else 1 + report.EQUAL
+            assert row.ratio_of_bests() <= most, row
+    assert all(sum(slower) > len(slower) / 2 for slower in by_default.values())
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert len(links) > 15
+    assert all((ROOT / link).exists() for link in links)
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert changelog.startswith(f"# Changelog\n\n## {__version__}")

@@ -11,7 +11,7 @@ from .optimizer import ScratchOptimizer
 from .rmsprop import ScratchRMSProp
 from .sgd import ScratchMomentum, ScratchSGD
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # torch's spellings, so that putting `Scratch` before torch's name is the whole migration.
 ScratchAdagrad = ScratchAdaGrad
