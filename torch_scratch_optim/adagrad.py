@@ -1,4 +1,4 @@
-"""AdaGrad: a step size of its own for each parameter, shrinking with the gradients it has seen."""
+"""AdaGrad: a step size for each parameter, which shrinks as squared gradients add up."""
 
 from __future__ import annotations
 
@@ -37,35 +37,36 @@ class ScratchAdaGrad(ScratchOptimizer):
             \frac{\gamma}{1 + (t - 1)\,\eta}\,\frac{g_t}{\sqrt{s_t} + \epsilon}
 
     Args:
-        params: parameters, named parameters, or dicts that define groups, of any shape.
+        params: parameters, named parameters, or dicts that define parameter groups.
         lr: the learning rate γ ≥ 0, a number or a tensor of one element. Default 1e-2.
         lr_decay: η ≥ 0, the rate at which γ decays. Default 0.
         weight_decay: λ ≥ 0, an L2 penalty λ‖θ‖²/2 added to the loss. Default 0.
-        initial_accumulator_value: s₀ ≥ 0, one for all groups. Default 0.
+        initial_accumulator_value: s₀ ≥ 0, the same for all groups. Default 0.
         eps: ε ≥ 0, added to the denominator. Default 1e-10.
-        foreach: False moves one tensor per operation; True and None move many. Same result.
-        maximize: ascend instead of descend.
-        differentiable: let gradients flow through :meth:`step`; slow.
-        fused: True runs a kernel that the rule writes: one pass over memory for a whole group.
-            Needs a C++ compiler on a CPU, and takes a part of a second at the very first step.
-        capturable: let a CUDA graph capture :meth:`step`: step counts are on the device, nothing is
-            read on the host. The first step, which makes
-            the state, must have run. A learning rate that is to change must be a tensor on the
-            device. Without `fused`, :meth:`step` refuses it on a CPU, as torch's does.
-            torch.optim has no such argument here.
+        foreach: False updates one tensor per operation, True and None many. Same bits.
+        maximize: maximize the objective instead of minimizing it. Default False.
+        differentiable: let gradients flow through :meth:`step`. Slow. Default False.
+        fused: True runs a kernel that is generated from the rule: one pass over memory for a
+            whole group. The first step compiles it in less than a second; a CPU needs a C++
+            compiler.
+        capturable: let a CUDA graph capture :meth:`step`. Step counts stay on the device, and the
+            host reads nothing. Take the first step, which creates the state, before the capture. A
+            learning rate that changes later must be a tensor on the device. On a CPU :meth:`step`
+            raises an error, as torch's does, unless `fused` is set.
+            torch.optim has no such argument for this optimizer.
 
     Raises:
-        TypeError: an option is no number, or a flag is a string.
-        ValueError: in torch's words, for a hyper-parameter out of its range.
-        RuntimeError: ``fused=True``, and there is no C++ compiler.
+        TypeError: an option is not a number, or a flag is a string.
+        ValueError: a hyper-parameter is out of range; the message is torch's.
+        RuntimeError: ``fused=True`` on a CPU without a C++ compiler.
 
     **Paper.** Duchi, Hazan and Singer, *Adaptive subgradient methods for online learning and
     stochastic optimization* (2011): its diagonal form.
 
-    **Where torch, and so this class, leaves the paper.** The paper's δ stands beside the root as ε
-    does here (other libraries put it inside, which changes the steps of small gradients by orders
-    of magnitude); `lr_decay` and the L2 penalty are additions. State exists from the start, not
-    from the first step.
+    **Differences from the paper, as in torch.** The paper adds δ outside the root, as
+    ε here. (Some libraries put it inside, which changes the steps of small gradients by orders of
+    magnitude.) `lr_decay` and the L2 penalty are additions. The constructor creates the state, not
+    the first step.
     """
 
     rule = staticmethod(adagrad)

@@ -1,4 +1,4 @@
-"""Adam and AdamW: a step along the gradient's first moment, scaled by the root of its second."""
+"""Adam and AdamW: a step along the first moment, divided by the root of the second moment."""
 
 from __future__ import annotations
 
@@ -48,40 +48,42 @@ class ScratchAdam(ScratchOptimizer):
         \theta_t &= \theta_{t-1} - \gamma\, \hat m_t / (\sqrt{\hat v_t} + \epsilon)
 
     Args:
-        params: parameters, named parameters, or dicts that define groups, of any shape.
+        params: parameters, named parameters, or dicts that define parameter groups.
         lr: the learning rate γ ≥ 0, a number or a tensor of one element. Default 1e-3.
-        betas: β₁ and β₂ in [0, 1), how much of each moment is kept at each step; two numbers or two
-            tensors of one element. Default (0.9, 0.999).
+        betas: β₁ and β₂ in [0, 1), the decay rates of the two moments; two numbers or two tensors
+            of one element. Default (0.9, 0.999).
         eps: ε ≥ 0, added to the denominator. Default 1e-8.
         weight_decay: λ ≥ 0, an L2 penalty λ‖θ‖²/2 added to the loss. Default 0.
-        amsgrad: divide by the largest v so far instead of the present one.
-        foreach: False moves one tensor per operation; True and None move many. Same result.
-        maximize: ascend instead of descend.
-        capturable: let a CUDA graph capture :meth:`step`: step counts are on the device, nothing is
-            read on the host. The first step, which makes
-            the state, must have run. A learning rate that is to change must be a tensor on the
-            device. Without `fused`, :meth:`step` refuses it on a CPU, as torch's does.
-        differentiable: let gradients flow through :meth:`step`; slow.
-        fused: True runs a kernel that the rule writes: one pass over memory for a whole group.
-            Needs a C++ compiler on a CPU, and takes a part of a second at the very first step.
+        amsgrad: divide by the largest v so far instead of the current one. Default False.
+        foreach: False updates one tensor per operation, True and None many. Same bits.
+        maximize: maximize the objective instead of minimizing it. Default False.
+        capturable: let a CUDA graph capture :meth:`step`. Step counts stay on the device, and the
+            host reads nothing. Take the first step, which creates the state, before the capture. A
+            learning rate that changes later must be a tensor on the device. On a CPU :meth:`step`
+            raises an error, as torch's does, unless `fused` is set.
+        differentiable: let gradients flow through :meth:`step`. Slow. Default False.
+        fused: True runs a kernel that is generated from the rule: one pass over memory for a
+            whole group. The first step compiles it in less than a second; a CPU needs a C++
+            compiler.
         decoupled_weight_decay: decay the parameters themselves, as :class:`ScratchAdamW` does.
+            Default False.
 
     Raises:
-        TypeError: an option is no number, or a flag is a string.
-        ValueError: in torch's words, for a hyper-parameter out of its range, or for a tensor `lr`
-            or tensor `betas` together with ``foreach=True``.
-        RuntimeError: ``fused=True``, and there is no C++ compiler.
+        TypeError: an option is not a number, or a flag is a string.
+        ValueError: a hyper-parameter is out of range, or `lr` or `betas` are tensors together with
+            ``foreach=True``; the message is torch's.
+        RuntimeError: ``fused=True`` on a CPU without a C++ compiler.
 
     **Papers.** Kingma and Ba, *Adam: a method for stochastic optimization* (2015); Reddi, Kale and
     Kumar, *On the convergence of Adam and beyond* (2018), for AMSGrad; Loshchilov and Hutter,
     *Decoupled weight decay regularization* (2019), for AdamW.
 
-    **Where torch, and so this class, leaves the papers.** AMSGrad's paper corrects no bias; here
-    its maximum is taken before the correction, which is then applied. AdamW's paper scales the
-    decay by a schedule of its own; here it is scaled by γ.
+    **Differences from the papers, as in torch.** The AMSGrad paper has no bias
+    correction; here it is applied after the maximum. The AdamW paper scales the decay by a
+    schedule of its own; here γ scales it.
 
-    **Where this class leaves torch.** Tensor `betas` are read as numbers; torch rounds a tensor β₁
-    to the parameter's dtype first, which differs in half precision.
+    **Difference from torch.** This class reads tensor `betas` as numbers. torch first rounds a
+    tensor β₁ to the dtype of the parameter, which matters in half precision.
     """
 
     rule = staticmethod(adam)
@@ -149,7 +151,7 @@ class ScratchAdamW(ScratchAdam):
     The moments are those of :class:`ScratchAdam`. The decay does not enter them.
 
     Args:
-        weight_decay: λ ≥ 0; each step first takes γλθ off θ. Default 1e-2.
+        weight_decay: λ ≥ 0; each step first subtracts γλθ from θ. Default 1e-2.
 
     All other arguments, the errors and the papers are those of :class:`ScratchAdam`.
     """
@@ -169,7 +171,7 @@ class ScratchAdamW(ScratchAdam):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # Whatever Adam's checkpoint was loaded, this class stays AdamW.
+        # Also after a checkpoint of Adam was loaded.
         for group in self.param_groups:
             group["decoupled_weight_decay"] = True
 
@@ -185,7 +187,7 @@ def _pair(betas: Any) -> tuple[Any, Any]:
 
 
 def _check_tensor(name: str, value: float | Tensor, one_by_one: bool) -> None:
-    """Refuse, in torch's words, a tensor hyper-parameter where torch takes none."""
+    """Raise torch's error for a tensor hyper-parameter where torch allows none."""
     if isinstance(value, Tensor):
         if not one_by_one:
             raise ValueError(

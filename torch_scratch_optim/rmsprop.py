@@ -1,4 +1,4 @@
-"""RMSProp: gradients divided by a running average of their recent size."""
+"""RMSProp: the gradient, divided by a running root mean square of recent gradients."""
 
 from __future__ import annotations
 
@@ -52,35 +52,37 @@ class ScratchRMSProp(ScratchOptimizer):
         \theta_t &= \theta_{t-1} - \gamma b_t
 
     Args:
-        params: parameters, named parameters, or dicts that define groups, of any shape.
+        params: parameters, named parameters, or dicts that define parameter groups.
         lr: the learning rate γ ≥ 0, a number or a tensor of one element. Default 1e-2.
-        alpha: α ≥ 0, how much of the running averages is kept at each step. Default 0.99.
+        alpha: α ≥ 0, the smoothing constant of the running averages. Default 0.99.
         eps: ε ≥ 0, added to the denominator. Default 1e-8.
         weight_decay: λ ≥ 0, an L2 penalty λ‖θ‖²/2 added to the loss. Default 0.
         momentum: μ ≥ 0. Default 0, which keeps no buffer.
-        centered: divide by the standard deviation of the gradient, not by its root mean square.
-        capturable: let a CUDA graph capture :meth:`step`: step counts are on the device, nothing is
-            read on the host. The first step, which makes
-            the state, must have run. A learning rate that is to change must be a tensor on the
-            device. Without `fused`, :meth:`step` refuses it on a CPU, as torch's does.
-        foreach: False moves one tensor per operation; True and None move many. Same result.
-        maximize: ascend instead of descend.
-        differentiable: let gradients flow through :meth:`step`; slow.
-        fused: True compiles the rule, which takes seconds at the first step, and is fastest after
-            that; needs a C++ compiler. Equal up to rounding. torch.optim.RMSprop has no such
-            argument.
+        centered: divide by the standard deviation of the gradient instead of its root mean square.
+            Default False.
+        capturable: let a CUDA graph capture :meth:`step`. Step counts stay on the device, and the
+            host reads nothing. Take the first step, which creates the state, before the capture. A
+            learning rate that changes later must be a tensor on the device. On a CPU :meth:`step`
+            raises an error, as torch's does, unless `fused` is set.
+        foreach: False updates one tensor per operation, True and None many. Same bits.
+        maximize: maximize the objective instead of minimizing it. Default False.
+        differentiable: let gradients flow through :meth:`step`. Slow. Default False.
+        fused: True runs a kernel that is generated from the rule: one pass over memory for a
+            whole group. The first step compiles it in less than a second; a CPU needs a C++
+            compiler. torch.optim has no such argument for this optimizer.
 
     Raises:
-        TypeError: an option is no number, or a flag is a string.
-        ValueError: in torch's words, for a hyper-parameter out of its range.
-        RuntimeError: ``fused=True``, and there is no C++ compiler.
+        TypeError: an option is not a number, or a flag is a string.
+        ValueError: a hyper-parameter is out of range; the message is torch's.
+        RuntimeError: ``fused=True`` on a CPU without a C++ compiler.
 
     **Sources.** Tieleman and Hinton, *Lecture 6.5: rmsprop* (Coursera, 2012), for the method;
     Graves, *Generating sequences with recurrent neural networks* (2013), for the centered form.
 
-    **Where torch, and so this class, leaves the sources.** Graves puts ε inside the root, as other
-    libraries do; torch adds it outside, which for gradients far below √ε changes a step by orders
-    of magnitude. In the centered form rounding may push v − ḡ² below zero, and the result is NaN.
+    **Differences from the sources, as in torch.** Graves puts ε inside the root, as
+    some libraries do. torch adds it outside, which changes a step by orders of magnitude when
+    gradients are far below √ε. In the centered form rounding can make v − ḡ² negative, and the
+    result is NaN.
     """
 
     rule = staticmethod(rmsprop)

@@ -45,37 +45,39 @@ class ScratchSGD(ScratchOptimizer):
             g_t & \mu = 0 \\ b_t & \mu > 0 \\ g_t + \mu b_t & \text{Nesterov} \end{cases}
 
     Args:
-        params: parameters, named parameters, or dicts that define groups, of any shape.
+        params: parameters, named parameters, or dicts that define parameter groups.
         lr: the learning rate γ ≥ 0, a number or a tensor of one element. Default 1e-3.
-        momentum: μ ≥ 0. Default 0, which keeps no state at all.
-        dampening: τ, the share of each new gradient that the momentum ignores. Default 0.
+        momentum: μ ≥ 0. Default 0, which keeps no state.
+        dampening: τ; the buffer adds (1 − τ) g. Default 0.
         weight_decay: λ ≥ 0, an L2 penalty λ‖θ‖²/2 added to the loss. Default 0.
-        nesterov: look ahead along the momentum; needs ``momentum > 0`` and ``dampening = 0``.
-        maximize: ascend instead of descend.
-        foreach: False moves one tensor per operation; True and None move many. Same result.
-        differentiable: let gradients flow through :meth:`step`; slow.
-        fused: True runs a kernel that the rule writes: one pass over memory for a whole group.
-            Needs a C++ compiler on a CPU, and takes a part of a second at the very first step.
-        capturable: let a CUDA graph capture :meth:`step`: step counts are on the device, nothing is
-            read on the host. The first step, which makes
-            the state, must have run. A learning rate that is to change must be a tensor on the
-            device. Without `fused`, :meth:`step` refuses it on a CPU, as torch's does.
-            torch.optim has no such argument here.
+        nesterov: use Nesterov momentum; needs ``momentum > 0`` and ``dampening = 0``. Default
+            False.
+        maximize: maximize the objective instead of minimizing it. Default False.
+        foreach: False updates one tensor per operation, True and None many. Same bits.
+        differentiable: let gradients flow through :meth:`step`. Slow. Default False.
+        fused: True runs a kernel that is generated from the rule: one pass over memory for a
+            whole group. The first step compiles it in less than a second; a CPU needs a C++
+            compiler.
+        capturable: let a CUDA graph capture :meth:`step`. Step counts stay on the device, and the
+            host reads nothing. Take the first step, which creates the state, before the capture. A
+            learning rate that changes later must be a tensor on the device. On a CPU :meth:`step`
+            raises an error, as torch's does, unless `fused` is set.
+            torch.optim has no such argument for this optimizer.
 
     Raises:
-        TypeError: an option is no number, or a flag is a string.
-        ValueError: in torch's words, for a hyper-parameter out of its range.
-        RuntimeError: ``fused=True``, and there is no C++ compiler.
+        TypeError: an option is not a number, or a flag is a string.
+        ValueError: a hyper-parameter is out of range; the message is torch's.
+        RuntimeError: ``fused=True`` on a CPU without a C++ compiler.
 
     **Papers.** Robbins and Monro, *A stochastic approximation method* (1951), for SGD; Polyak,
     *Some methods of speeding up the convergence of iteration methods* (1964), for momentum;
     Sutskever, Martens, Dahl and Hinton, *On the importance of initialization and momentum in deep
-    learning* (2013), for Nesterov's.
+    learning* (2013), for Nesterov momentum.
 
-    **Where torch, and so this class, leaves the papers.** The papers put γ into the velocity,
-    v ← μv − γg, θ ← θ + v; torch multiplies it in when the velocity is used. The two agree while γ
-    is constant and part when it is scheduled. The first velocity is the whole gradient, whatever
-    the dampening. Nesterov's gradient is taken at θ, after a change of variables, not at θ + μv.
+    **Differences from the papers, as in torch.** The papers put γ into the velocity,
+    v ← μv − γg, θ ← θ + v. torch multiplies by γ when it uses the buffer. The two agree while γ is
+    constant, and differ when a scheduler changes it. The first buffer is the undamped gradient.
+    The gradient for Nesterov momentum is taken at θ, after a change of variables, not at θ + μv.
     """
 
     rule = staticmethod(sgd)
@@ -104,7 +106,7 @@ class ScratchSGD(ScratchOptimizer):
 
     def check_options(self, options: Group) -> None:
         check_numbers(options, "lr", "momentum", "weight_decay")
-        is_at_least_zero("dampening", options["dampening"])  # it may be negative, but no string
+        is_at_least_zero("dampening", options["dampening"])  # it may be negative, but not a string
         dampened = options["dampening"] != 0
         if options["nesterov"] and (options["momentum"] <= 0 or dampened):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
@@ -113,7 +115,7 @@ class ScratchSGD(ScratchOptimizer):
         return {"b": "momentum_buffer"} if group["momentum"] != 0 else {}
 
     def new_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
-        # In dtype and layout as what the first velocity is a copy of: the gradient, or g + λθ.
+        # The first buffer is a copy of the gradient, or of g + λθ: same dtype and layout.
         g = p if p.grad is None else p.grad
         like = g if group["weight_decay"] == 0 else g.add(p, alpha=0)
         return {"momentum_buffer": torch.zeros_like(like)}
@@ -130,7 +132,7 @@ class ScratchSGD(ScratchOptimizer):
 class ScratchMomentum(ScratchSGD):
     """SGD with momentum: :class:`ScratchSGD` with ``momentum=0.9`` by default.
 
-    Everything else, checkpoints included, is that of :class:`ScratchSGD` and so of
+    Everything else, including checkpoints, is as in :class:`ScratchSGD` and
     :class:`torch.optim.SGD`.
     """
 
