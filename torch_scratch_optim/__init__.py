@@ -1,4 +1,4 @@
-"""The classic optimizers of deep learning, each written once, in raw tensor operations.
+"""The classic optimizers of deep learning, each written once, in tensor operations.
 
 ``ScratchAdam(model.parameters())`` takes the place of ``torch.optim.Adam(model.parameters())``: the
 same signature, the same checkpoints and, bit for bit, the same training run.
@@ -13,7 +13,7 @@ from .sgd import ScratchMomentum, ScratchSGD
 
 __version__ = "0.2.0"
 
-# torch's spellings, so that putting `Scratch` before torch's name is the whole migration.
+# torch's spellings, so that `Scratch` before torch's name is all of the migration.
 ScratchAdagrad = ScratchAdaGrad
 ScratchRMSprop = ScratchRMSProp
 

@@ -1,11 +1,11 @@
-"""Are two optimizers the same? Run them side by side and find the first bit in which they part::
+"""Compare two optimizers step by step and find the first bit in which they differ::
 
     result = compare(torch.optim.Adam, MyAdam)
     print(result)
     assert result.equal, result  # in a test
 
-Any two :class:`torch.optim.Optimizer` can be compared whose step needs no closure, on random
-gradients or on a model and gradients of one's own.
+It compares any two :class:`torch.optim.Optimizer` whose step needs no closure, on random gradients
+or on your own model and gradients.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ FAR = 2**63 - 1
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Where two optimizers part: in one tensor, the element that is the most ulps apart.
+    """A tensor in which two optimizers differ, and the element with the largest distance in ulps.
 
     Attributes:
         step: 1 for the first.
         parameter: its name in the model.
-        state: the key of its state; None says that it is the parameter itself.
-        a: the first optimizer's value; in words if the two cannot be compared number by number,
-            because their dtypes or shapes differ or one is missing.
+        state: the key of its state, or None for the parameter itself.
+        a: the first optimizer's value, or a description of the tensor if the two have different
+            dtypes or shapes or one is missing.
         b: the second optimizer's value.
-        index: the element's; None where the two cannot be compared.
-        ulps: how far apart the two are, see :func:`ulp_distance`.
+        index: the index of the element, or None if the tensors cannot be compared.
+        ulps: the distance of the two values, see :func:`ulp_distance`.
         max_difference: the largest absolute difference of two elements of the tensor.
     """
 
@@ -63,13 +63,13 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What :func:`compare` has found.
+    """The result of :func:`compare`.
 
     Attributes:
         steps: how many steps were taken.
         compared: how many tensors were compared: each parameter and each of its states, after each
             step.
-        mismatches: those that differ, the first one first.
+        mismatches: the tensors that differ, in order of appearance.
     """
 
     steps: int
@@ -83,7 +83,7 @@ class ComparisonResult:
 
     @property
     def max_ulps(self) -> int:
-        """The largest distance of two numbers in all that was compared."""
+        """The largest distance in ulps of all that was compared."""
         return max((mismatch.ulps for mismatch in self.mismatches), default=0)
 
     def __str__(self) -> str:
@@ -135,7 +135,7 @@ def compare(
     steps: int = 200,
     state: bool = True,
 ) -> ComparisonResult:
-    """Run two optimizers in lockstep on one problem and compare all they do, bit by bit.
+    """Run two optimizers in lockstep on one problem and compare them bit by bit.
 
     Each works on a copy of the model. After each step the tensors and numbers in its
     ``optimizer.state[p]`` are compared with the other's, then p itself. Both draw the same random
@@ -151,12 +151,11 @@ def compare(
             1, 2, …, for instance by computing a loss and running backward. Default
             :func:`random_gradients`.
         steps: how many steps they take, at least 1. Default 200.
-        state: whether to compare the state, too. Say False if the two keep different state, or keep
-            it under different names. Default True.
+        state: whether to compare the state as well. Use False if the state of the two has different
+            keys. Default True.
 
     Returns:
-        The first mismatch and the size of the largest, or the result that there is none.
-        NaNs are equal whatever their payload. −0.0 and 0.0 differ, by one ulp.
+        The mismatches, if there are any. All NaNs are equal. −0.0 and 0.0 differ by one ulp.
 
     Raises:
         TypeError: `make_a` or `make_b` does not return an optimizer.
@@ -183,21 +182,20 @@ def compare(
 
 
 def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
-    """How many steps from one representable number to the next lie between `a` and `b`.
+    """The distance of `a` and `b` in ulps: in steps from one representable number to the next.
 
-    −0.0 comes just before 0.0, so that the two are 1 apart, as are infinity and the largest number.
-    NaN is 0 from NaN, whatever their payload, and ``FAR`` = 2⁶³ − 1 from a number. What is further
-    apart than that, as float64 may be, counts as ``FAR``.
+    −0.0 and 0.0 are 1 apart, as are infinity and the largest finite number. NaN is 0 from NaN and
+    ``FAR`` = 2⁶³ − 1 from a number. Distances above ``FAR``, possible in float64, count as ``FAR``.
 
     Args:
         a: a tensor of a floating-point or integer dtype, of any shape.
-        b: another one, of the same shape; of two dtypes the wider one counts.
+        b: a tensor of the same shape. If the dtypes differ, the wider one counts.
 
     Returns:
         int64, of that shape.
 
     Raises:
-        RuntimeError: in torch's words, if the shapes differ.
+        RuntimeError: the shapes differ; the message is torch's.
     """
     both = torch.stack([a.detach(), b.detach()])
     order = both

@@ -1,4 +1,4 @@
-"""Parameter groups: what weight decay is good for, and what it had better leave alone."""
+"""Parameter groups with and without weight decay."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 def decay_groups(
     model: nn.Module, weight_decay: float, *, embeddings: bool = True, named: bool = False
 ) -> list[Group]:
-    """Split a model's parameters into those that decay and those that do not.
+    """Split a model's parameters into a group with weight decay and a group without.
 
-    What multiplies its input decays: the matrices and the kernels. Exempt are biases (``bias`` is
-    a word of their name, as in ``bias_k``) and the parameters of normalisation layers, of whatever
-    shape, and everything with fewer than two dimensions. For any optimizer, torch's too::
+    Matrices and convolution kernels decay. Biases (``bias`` is part of their name, as in
+    ``bias_k``), all parameters of normalization layers and all parameters with fewer than two
+    dimensions do not. The groups suit any optimizer, also those of torch::
 
         ScratchAdamW(decay_groups(model, weight_decay=0.1), lr=1e-3)
 
     Args:
-        model: any module. Parameters that do not require gradients are left out; a parameter that
-            several modules share appears once, and is exempt if one of them makes it so.
-        weight_decay: λ ≥ 0 of the parameters that decay.
-        embeddings: False exempts embeddings, too.
-        named: keep each parameter's name, which the optimizer then puts into its checkpoints
-            (``param_names``).
+        model: any module. Parameters that do not require gradients are left out. A parameter that
+            several modules share appears once, without decay if one of them is a normalization
+            layer.
+        weight_decay: λ ≥ 0 of the first group.
+        embeddings: False puts embeddings into the group without decay. Default True.
+        named: keep the names of the parameters, which the optimizer then stores in its checkpoints
+            (``param_names``). Default False.
 
     Returns:
-        At most two groups, those that decay first, each with its ``weight_decay`` and its
-        parameters in the model's order. Empty groups are left out.
+        The group with decay, then the group without, each with its ``weight_decay`` and its
+        parameters in the order of the model. An empty group is left out.
 
     Raises:
-        ValueError: a negative weight decay.
+        ValueError: the weight decay is negative.
     """
     check_numbers({"weight_decay": weight_decay}, "weight_decay")
     kinds = NORMS if embeddings else NORMS + EMBEDDINGS

@@ -31,18 +31,18 @@ _UNDECORATED: dict[Any, Callable[..., Any]] = {
 
 
 class ScratchOptimizer(torch.optim.Optimizer):
-    """Base of all optimizers here: give it a rule and say what the rule needs.
+    """Base class of all optimizers in this package.
 
-    A subclass provides three things, and a constructor that hands its options on as `defaults`:
+    A subclass provides three things, and a constructor that passes its options on as `defaults`:
 
     * ``rule``, the mathematics: a function ``rule(p, g, **state, **scalars)`` of a parameter, its
       gradient, further state by symbol and keyword scalars, which updates tensors in place;
     * :meth:`columns`, the state that the rule keeps;
-    * :meth:`scalars`, the numbers that it is given at each step.
+    * :meth:`scalars`, the numbers that the rule receives at each step.
 
-    The contract of a rule: it is elementwise. It is written in tensor methods that have a
-    ``torch._foreach_`` twin. It writes parameters and state, never a gradient. It branches on
-    ``None`` and ``bool``, never on a number.
+    A rule is elementwise. It calls tensor methods that have a ``torch._foreach_`` counterpart. It
+    changes parameters and state, never a gradient. It branches on ``None`` and ``bool``, never on
+    a number.
 
     Args:
         params: parameters, named parameters, or dicts that define parameter groups, as in
@@ -50,9 +50,9 @@ class ScratchOptimizer(torch.optim.Optimizer):
         defaults: the options of every group that does not set its own.
 
     Raises:
-        TypeError, ValueError: in torch's words, for an empty parameter list, a non-leaf tensor and
-            the like.
-        RuntimeError: in torch's words, for options that contradict each other.
+        TypeError, ValueError: the parameters are not valid, for example an empty list or a
+            non-leaf tensor; the messages are torch's.
+        RuntimeError: options contradict each other; the message is torch's.
     """
 
     rule: ClassVar[Callable[..., None]]
@@ -64,9 +64,9 @@ class ScratchOptimizer(torch.optim.Optimizer):
     splits_complex: ClassVar[bool] = True
     #: The engine for parameters whose gradient is sparse, if they are supported.
     sparse_engine: ClassVar[Callable[..., None] | None] = None
-    #: What to say if they are not, where torch has words of its own.
+    #: The error message if they are not supported, where torch has one of its own.
     sparse_refusal: ClassVar[str] = ""
-    #: What torch assumes for options that a checkpoint of an older version does not have.
+    #: The values that torch gives to options that an older checkpoint lacks.
     added_options: ClassVar[Group] = {
         "maximize": False, "foreach": None, "differentiable": False, "fused": None
     }  # fmt: skip
@@ -77,10 +77,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def check_options(self, options: Group) -> None:
-        """Refuse options that are out of their range, those of the constructor or of a group.
+        """Check the options of the constructor or of a group.
 
         Raises:
-            TypeError, ValueError: an option is no number, or out of its range.
+            TypeError, ValueError: an option is not a number, or is out of range.
         """
 
     def columns(self, group: Group) -> dict[str, str]:
@@ -90,12 +90,13 @@ class ScratchOptimizer(torch.optim.Optimizer):
     def scalars(self, t: Any, group: Group) -> dict[str, Any]:
         """The rule's keyword scalars at step t = 1, 2, …: plain arithmetic on a group's options.
 
-        The options may be tensors, and for a capturable group so is t: a number for each parameter.
+        The options may be tensors. For a capturable group t is a tensor too, with a number for
+        each parameter.
         """
         raise NotImplementedError
 
     def new_state(self, p: Tensor, group: Group) -> dict[str, Tensor]:
-        """The state before a parameter's first step: a count of zero and columns of zeros."""
+        """The state before the first step of a parameter: zeros, and a step count of zero."""
         # One count for each parameter, never shared: torch's optimizers increment it in place.
         state = {"step": step_count(0.0, p, group)} if self.counts_steps else {}
         for name in self.columns(group).values():
@@ -165,11 +166,11 @@ class ScratchOptimizer(torch.optim.Optimizer):
         """Add a group of parameters, with options of its own if it has any.
 
         Raises:
-            TypeError, ValueError, RuntimeError: as by the constructor.
+            TypeError, ValueError, RuntimeError: as in the constructor.
 
         Warns:
-            UserWarning: a name is none of the options but looks like one of them. It stays in the
-                group, as with torch.
+            UserWarning: a key is not an option but resembles one. It stays in the group, as in
+                torch.
         """
         if isinstance(param_group, dict):
             self._check_options(self.defaults | param_group)
@@ -197,10 +198,10 @@ class ScratchOptimizer(torch.optim.Optimizer):
         check_contradictions(options)
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        """Load what ``state_dict()`` gave, of this optimizer or of torch's.
+        """Load a checkpoint from ``state_dict()`` of this optimizer or of torch's.
 
-        torch finds out at the next step, by a KeyError or worse, that a checkpoint belongs to
-        another optimizer or to parameters of other shapes. This method refuses it at once.
+        A checkpoint of another optimizer, or of parameters of other shapes, raises an error here.
+        In torch the next step fails.
 
         Args:
             state_dict: the checkpoint.
@@ -208,7 +209,7 @@ class ScratchOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: options or state that a step needs are missing, or state has another shape
                 than its parameter. Nothing has been replaced.
-            TypeError: an option is no number. Nothing has been replaced.
+            TypeError: an option is not a number. Nothing has been replaced.
         """
 
         def check(_: torch.optim.Optimizer, state_dict: StateDict) -> None:
