@@ -1,4 +1,4 @@
-"""Kernels for a CPU: C++ that the user's compiler makes a library of, called through ctypes."""
+"""Kernels for a CPU: C++, compiled to a library by the user's compiler, called through ctypes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class CppKernel:
-    """A rule as machine code.
+    """A compiled rule.
 
     Args:
         source: its text, without :data:`PREAMBLE`.
@@ -132,7 +132,7 @@ def require_compiler() -> list[str]:
 
 @lru_cache(maxsize=1)
 def _cpu() -> str:
-    """What tells CPUs apart, for homes are shared by machines of several kinds."""
+    """A description of the CPU: machines of several kinds may share a home directory."""
     known = {platform.platform(), platform.processor()}
     if sys.platform == "linux":
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -161,8 +161,8 @@ def _compile(compiler: list[str], text: str) -> bytes:
 
 
 def _load(binary: bytes) -> ctypes.CDLL:
-    """A library from memory where that can be done: then no file can be cut short while it runs,
-    and it does not matter whether the folder of the cache lets code run."""
+    """Load a library from memory where possible: then no file can be truncated while it runs, and
+    the folder of the cache may be mounted noexec."""
     try:
         descriptor = os.memfd_create("torch_scratch_optim")
     except (AttributeError, OSError):  # this system has no such thing, or does not allow it

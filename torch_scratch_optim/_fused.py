@@ -1,7 +1,7 @@
-"""The fused engine: one call of a kernel that the rule has written moves a whole group, in place.
+"""The fused engine: one call of a kernel, generated from the rule, updates a whole group in place.
 
 A kernel checks nothing, so this engine does. What a kernel cannot take (subclasses, memory that
-overlaps, numbers that overflow) is left to the loop, for the same result or torch's own error.
+overlaps, numbers that overflow) goes to the loop, for the same result or torch's own error.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Update = Callable[[], None]
 
 
 def require_kernels(params: list[Tensor]) -> None:
-    """Refuse, in torch's words, parameters that no kernel can move; and look for a compiler.
+    """Refuse, in torch's words, parameters without kernels; and look for a compiler.
 
     Raises:
         RuntimeError: for a dtype or a device without kernels, or for want of a compiler.
@@ -61,22 +61,22 @@ def plan(
     steps: list[Tensor],
     rounded: bool = False,
 ) -> tuple[Update, list[Tensor]]:
-    """Compile what must be compiled, and return what moves rows.
+    """Compile kernels if necessary, and return a function that updates the rows.
 
     Args:
         rule: the rule.
         table: what it works on.
-        scalars: its scalars, for all rows or of each row: numbers, None and bool.
-        gradient: how its gradient is made, see :func:`~.engines.descending`.
-        checked: what is known of the tensors, if they are ordinary.
+        scalars: its scalars, for all rows or for each row: numbers, None and bool.
+        gradient: the scalars that prepare the gradient, see :func:`~.engines.descending`.
+        checked: what is known of the tensors, if they are plain ones.
         steps: the step counts of all rows.
         rounded: in half precision, round after each operation, as torch's loop does.
 
     Returns:
-        What moves the rows, and the step counts that it does not count.
+        What updates the rows, and the step counts that it leaves to be counted.
 
     Raises:
-        AttributeError, TypeError: the rule uses what has no spelling in a kernel.
+        AttributeError, TypeError: the rule uses an operation that kernels do not have.
         RuntimeError: there is no kernel for such tensors, or it cannot be compiled.
     """
     by_loop = partial(run, loop, descending(rule, gradient))
@@ -108,7 +108,7 @@ def plan(
 def split(
     scalars: Scalars, gradient: Scalars
 ) -> tuple[tuple[tuple[str, Any], ...], tuple[str, ...], list[Any]]:
-    """Flags, which a kernel is made for, and names and values of numbers, which may vary."""
+    """Flags, which are compiled into a kernel, and names and values of numbers, which may vary."""
     flags, names, values = [], [], []
     for name, value in chain(scalars.items(), gradient.items()):
         if value is None or value is True or value is False:
@@ -137,7 +137,7 @@ def known_kernel(
 def _plan(
     signature: Signature, table: Table, values: list[Any], by_loop: Update, dense: bool
 ) -> Update:
-    """What moves rows of one kind, which may be known to be dense and ordinary."""
+    """A function that updates rows of one kind, which may be known to be dense and plain."""
     if dense:
         move = _Move(kernel_for(signature), table, values, by_loop)
         move.stride = len(signature.numbers)
@@ -161,7 +161,7 @@ def _plan(
 
 
 class _Move:
-    """A call of a kernel, all ready."""
+    """A prepared call of a kernel."""
 
     def __init__(self, kernel: Kernel, table: Table, values: list[float], by_loop: Update) -> None:
         self.kernel, self.by_loop = kernel, by_loop
@@ -191,14 +191,14 @@ class _Move:
 
 
 def _dense(row: Row) -> Row:
-    """A row, or copies if its tensors are not dense or not laid out alike."""
+    """A row, or copies if its tensors are not dense or have different layouts."""
     if in_memory_order(tuple(row.values())) is None or any(map(Tensor.is_neg, row.values())):
         return {symbol: t.resolve_neg().contiguous() for symbol, t in row.items()}
     return row
 
 
 def _interleaved(rows: list[Row]) -> bool:
-    """Whether memory of a row may belong to another, so that a copy of it would be out of date."""
+    """Whether rows may share memory, so that a copy of a row would be out of date."""
     pieces = []
     for symbol, t in chain.from_iterable([row.items() for row in rows]):
         reach = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
@@ -215,7 +215,7 @@ def plan_default(
     checked: Checked,
     steps: list[Tensor],
 ) -> tuple[Update, list[Tensor]] | None:
-    """As :func:`plan`, if there is a kernel that has been seen to have the bits of the loop."""
+    """As :func:`plan`, if there is a kernel that was compared with the loop and has its bits."""
     flags, names, _ = split(scalars, gradient)
     key = rule, True, flags, names
     if key not in checked.kernels:
@@ -231,8 +231,8 @@ def plan_default(
 
 
 def _if_it_can_be_had(make: Callable[[], Any]) -> Any:
-    """What `make` returns, or None: nobody asked for a kernel, and without one the result is the
-    same."""
+    """What `make` returns, or None if it fails: the user did not ask for a kernel, and without one
+    the result is the same."""
     try:
         return make()
     except torch.OutOfMemoryError:
@@ -246,7 +246,7 @@ _proved: dict[Kernel, bool] = {}  # whether they have the bits of the loop
 
 
 def proved_kernel(signature: Signature) -> Kernel | None:
-    """A kernel, if it has the bits of the loop on some thousand values."""
+    """A kernel, if it has the bits of the loop on several thousand values."""
     kernel = kernel_for(signature)
     if kernel not in _proved:
         if is_capturing():
@@ -289,17 +289,17 @@ def plan_on_device(
     found_inf: Tensor | None,
     *key: Any,
 ) -> Update | None:
-    """What moves rows with nothing read on the host: step counts, tensors among the options and
-    all that follows from them stay on the device.
+    """A function that updates rows and reads nothing on the host: step counts, tensors among the
+    options and what is computed from them stay on the device.
 
     Args:
         rule: the rule.
-        scalars: its scalars and how its gradient is made, from a step and a group's options.
+        scalars: its scalars and those that prepare the gradient, from a step and a group's options.
         group: those options.
-        table: what it works on.
-        checked: what is known of the tensors; a kernel can take them as they are.
+        table: the rows.
+        checked: what is known of the tensors.
         steps: the step counts, on the device, in float32.
-        found_inf: on the device, 1 if nothing is to move.
+        found_inf: on the device, 1 if nothing is to be updated.
         key: what else `scalars` depends on.
 
     Returns:
@@ -343,7 +343,7 @@ def _move_counted(
     found_inf: Tensor | None,
     group: Scalars,
 ) -> None:
-    """Move rows. The group is kept, for its tensors are read on the device."""
+    """Update rows. The argument `group` keeps its tensors alive: the device reads them."""
     assert isinstance(move.kernel, CudaKernel)
     flag = 0 if found_inf is None else found_inf.data_ptr()
     move.kernel.move_counted(move.sizes, move.pointers, counts, options, width, flag)

@@ -1,4 +1,4 @@
-"""What a rule writes: the text of its kernel, and the kernels that there are."""
+"""Source code of kernels, generated from rules, and the kernels compiled so far."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TARGETS: dict[str, tuple[str, type[Kernel]]] = {
 
 
 class Signature(NamedTuple):
-    """All that a kernel is made for. Sizes, numbers and how many rows there are may vary."""
+    """What a kernel is compiled for. Sizes, numbers and the number of rows may vary."""
 
     rule: Callable[..., None]
     rounded: bool  # to half precision after each operation
@@ -40,7 +40,7 @@ class Signature(NamedTuple):
 
 
 _kernels: dict[tuple[str, torch.device], Kernel] = {}
-# What rules have written. It is forgotten with the rule, which may hold a model.
+# Source code by rule. It is dropped with the rule, which may refer to a model.
 _texts: WeakKeyDictionary[Callable[..., None], dict[Any, tuple[str, tuple[str, ...]]]]
 _texts = WeakKeyDictionary()
 _compiling = threading.Lock()
@@ -56,11 +56,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def kernel_for(signature: Signature, numbers_at: tuple[str, ...] = ()) -> Kernel:
-    """The kernel of a rule, compiled when it is first asked for.
+    """The kernel of a rule, compiled on first use.
 
     Args:
-        signature: what it is made for.
-        numbers_at: C that works out the numbers on the device, if the host does not.
+        signature: what it is compiled for.
+        numbers_at: C code that computes the scalars on the device, if the host does not.
 
     Raises:
         AttributeError, TypeError: the rule uses what has no spelling in a kernel.
@@ -78,8 +78,8 @@ def kernel_for(signature: Signature, numbers_at: tuple[str, ...] = ()) -> Kernel
 
 
 def source(signature: Signature, numbers_at: tuple[str, ...] = ()) -> tuple[str, tuple[str, ...]]:
-    """The text of a kernel, what the rule writes in the template of the target; and the columns
-    that it writes."""
+    """The source code of a kernel: the rule's statements in the template of the target; and the
+    columns that it writes."""
     known = _texts.setdefault(signature.rule, {})
     key = *signature[1:], numbers_at
     if key not in known:
@@ -123,7 +123,7 @@ def _source(signature: Signature, numbers_at: tuple[str, ...]) -> tuple[str, tup
 
 
 def refuse_unsupported(device: torch.device, dtypes: list[torch.dtype]) -> None:
-    """Refuse, in torch's words, what there are no kernels for."""
+    """Refuse, in torch's words, devices and dtypes without kernels."""
     hip = device.type == "cuda" and torch.version.hip
     if hip or device.type not in (*TARGETS, "meta") or not C_TYPES.keys() >= set(dtypes):
         raise RuntimeError(
@@ -143,13 +143,13 @@ def _text(file: str) -> str:
 
 
 class Literal(NamedTuple):
-    """An option that a kernel is made for: a flag, or what is off."""
+    """An option that is compiled into a kernel: a flag, or an option that is off."""
 
     value: Any
 
 
 def options_of(group: dict[str, Any]) -> tuple[Any, list[int]]:
-    """What a kernel on a device is given of a group; no number is read from the device.
+    """A group's options as arguments of a kernel on a device; no number is read from the device.
 
     Returns:
         The options' form, for which a kernel is made: literals, ``"number"``, and dtypes of
@@ -180,7 +180,7 @@ def options_of(group: dict[str, Any]) -> tuple[Any, list[int]]:
 def trace_scalars(
     scalars: Callable[[Any, dict[str, Any]], dict[str, Any]], form: Any, counts: bool, name: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Write how numbers follow from a step count and a group's options, on a device.
+    """Generate code that computes the scalars from a step count and a group's options on a device.
 
     Args:
         scalars: gives the scalars, from a count and a group.

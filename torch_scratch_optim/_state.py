@@ -23,9 +23,9 @@ HOST = {(torch.device("cpu"), torch.float32)}  # where torch keeps step counts
 def states(
     optimizer: ScratchOptimizer, group: Group, params: list[Tensor], symbols: dict[str, str]
 ) -> tuple[list[Group], dict[Tensor, Group]]:
-    """The state of each parameter, and what of it is new and not yet kept.
+    """The state of each parameter; and new state, which is not stored yet.
 
-    As in torch, a state that is empty is made; one in which something is missing is an error.
+    As in torch, an empty state is created, and one in which something is missing is an error.
     """
     if not symbols and not optimizer.counts_steps:
         return [], {}
@@ -63,7 +63,7 @@ def is_shared(steps: list[Tensor]) -> bool:
 
 
 def next_counts(steps: list[Tensor]) -> list[float]:
-    """The step that each parameter is about to take; nothing is counted yet."""
+    """The count of the coming step for each parameter; the counts stay as they are."""
     if not all(isinstance(step, Tensor) for step in steps):
         raise RuntimeError(
             "API has changed, `state_steps` argument must contain a list of singleton tensors"
@@ -91,12 +91,12 @@ def count(steps: list[Tensor]) -> None:
 
 @cache
 def _one() -> Tensor:
-    """To add the number 1 would make such a tensor each time."""
+    """Adding the number 1 would create such a tensor at each step."""
     return torch.tensor(1.0, device="cpu")
 
 
 def count_on_device(steps: list[Tensor]) -> Tensor:
-    """Count one more step, and say how many that makes, one number for each parameter."""
+    """Count one more step; return the new counts, one number for each parameter."""
     device = steps[0].device
     if is_shared(steps):
         counts = [step.add_(1).to(device, copy=True) for step in steps]

@@ -1,7 +1,7 @@
 """Symbols: a rule that is run on them writes its own kernel.
 
 A :class:`TensorSymbol` stands for one element of a tensor, a :class:`NumberSymbol` for a number
-that is known only when the kernel runs. Both record what is asked of them, as statements of C.
+that is known only when the kernel runs. Both record operations as statements in C.
 """
 
 from __future__ import annotations
@@ -81,18 +81,18 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def working_type(*dtypes: torch.dtype) -> str:
-    """The C type in which such tensors meet: float serves half precision, too."""
+    """The C type that operations on such tensors compute in; float for half precision, too."""
     return "double" if torch.float64 in dtypes else "float"
 
 
 class Trace:
-    """What is asked of symbols.
+    """The operations that symbols record.
 
     Args:
         rule: its name, for errors.
         target: ``"cpu"`` or ``"cuda"``.
-        rounded: round each result to its dtype, as torch's loop does in half precision; otherwise
-            half precision is computed in float32 and rounded once, where it is stored.
+        rounded: round each result to its dtype, as torch's loop does in half precision. Otherwise
+            half precision is computed in float32 and rounded once, when it is stored.
     """
 
     def __init__(self, rule: str, target: str, rounded: bool = False) -> None:
@@ -107,14 +107,14 @@ class Trace:
 
 
 class NumberSymbol:
-    """A number that is known when the kernel runs. Arithmetic is in double precision, as Python's,
-    or in that of a tensor without dimensions, as torch's.
+    """A number that is known when the kernel runs. It computes in double precision, as Python does,
+    or in the precision of a 0-d tensor, as torch does.
 
     Args:
-        trace: where it is recorded.
+        trace: records its operations.
         name: its value in C.
-        nonzero: it is known not to be zero, so that ``weight_decay or None`` has an answer.
-        tensor: the C type of the tensor that it is, if it is one.
+        nonzero: whether it is known not to be zero, so that ``weight_decay or None`` has a value.
+        tensor: its C type, if it is a tensor.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""What an engine must know of tensors before it moves them, and whether it still holds.
+"""Checks of tensors before a step.
 
-To look at every property of every tensor in Python takes longer than a small step. So the look is
-taken once; at later steps torch's own guards, one call from C++, compare all that it depended on.
+To check every tensor in Python takes longer than a small step. So tensors are checked once; at
+later steps torch's guards find out, in one call of C++, whether anything that matters has changed.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 
 class Checked:
-    """What there is to know of a group's tensors: ordinary, dense, real ones of equal shapes.
+    """What is known of a group's tensors, which are plain, dense and real.
 
     Attributes:
-        sizes: how many elements each row's tensors have.
-        kinds: the device and dtype of each column, if a kernel can take the rows as they are: they
-            are of one kind, dense and laid out alike; else None.
+        sizes: the number of elements of each row's tensors.
+        kinds: the device and dtype of each column, if a kernel can take the rows as they are: each
+            column has one kind, and each row is dense with one layout. Otherwise None.
         on_gpu: whether those kinds are of a CUDA device.
         steps: the device and dtype of the step counts.
         mixed: whether a row's tensors differ in dtype.
-        gathers: whether foreach has anything to gather.
-        kernels: those that have moved them, by all that they were made for.
-        peek: how a kernel tells the next step.
+        gathers: whether foreach joins any of them.
+        kernels: the kernels that have updated them, by what they were compiled for.
+        peek: reads the next step by a kernel.
     """
 
     def __init__(
@@ -68,8 +68,9 @@ class Checked:
         )
 
     def holds(self, columns: dict[str, list[Tensor]], tensors: list[Tensor]) -> bool:
-        """Whether it holds of these tensors, too: they have the same columns, types, layouts,
-        devices, dtypes, sizes, strides, conjugate and negative bits, and none is there twice."""
+        """Whether all of it is true of these tensors, too: they have the same columns, types,
+        layouts, devices, dtypes, sizes, strides, conjugate and negative bits, and none occurs
+        twice."""
         return (
             self.symbols == tuple(columns)
             and len(self.sizes) == len(columns["p"])
@@ -78,7 +79,7 @@ class Checked:
         )
 
     def next_counts(self, steps: list[Tensor]) -> list[float]:
-        """As :func:`next_counts`, at once where a kernel can look."""
+        """As :func:`~._state.next_counts`, in one call where a kernel can read them."""
         if self.peek is not None:
             t = self.peek(array("q", map(Tensor.data_ptr, steps)))
             if t == t:
@@ -89,7 +90,7 @@ class Checked:
 def check_tensors(
     optimizer: ScratchOptimizer, group: Group, columns: dict[str, list[Tensor]]
 ) -> None:
-    """Refuse tensors that no engine may move with their parameter, in torch's words and by name.
+    """Refuse tensors that do not fit their parameter, in torch's words and by name.
 
     Raises:
         RuntimeError: one has another shape, is on another device, or has a dtype that the
@@ -125,7 +126,7 @@ def check_tensors(
 
 
 def name_of(optimizer: ScratchOptimizer, p: Tensor, group: Group) -> str:
-    """A parameter's name, or where it stands."""
+    """A parameter's name, or its group and index."""
     index = next(i for i, q in enumerate(group["params"]) if q is p)
     if "param_names" in group:
         return f"parameter {group['param_names'][index]!r}"
@@ -136,7 +137,7 @@ def name_of(optimizer: ScratchOptimizer, p: Tensor, group: Group) -> str:
 def check(
     columns: dict[str, list[Tensor]], steps: list[Tensor], tensors: list[Tensor]
 ) -> Checked | None:
-    """Look at tensors whose shapes agree; None if some are no ordinary, dense, real ones."""
+    """What is known of tensors that :func:`check_tensors` accepts; None if some are not plain."""
     for t in tensors:
         if type(t) not in PLAIN_TENSORS or t.layout is not torch.strided or t.is_complex():
             return None
@@ -144,10 +145,10 @@ def check(
 
 
 def overlap(pieces: list[tuple[int, int, bool]]) -> bool:
-    """Whether memory that is written belongs to something else, too; or there is none.
+    """Whether memory that is written overlaps other memory, or is a null pointer.
 
     Args:
-        pieces: where each begins and ends, and whether it is written.
+        pieces: the begin and end of each, and whether it is written.
     """
     any_end = written_end = 1  # of what came before; a null pointer lies before it
     for begin, end, written in sorted(pieces):

@@ -1,9 +1,9 @@
 """Engines: how a rule is run over many parameters.
 
-The rule says what, the engine says how. A *table* holds what the rule works on, a column for each
-of its symbols: ``{"p": parameters, "g": gradients, "m": first moments, ...}``. A *row* is all that
-belongs to one parameter. Rules are elementwise, so an engine may cut rows into pieces and gather
-pieces into batches without changing one bit of the result.
+The rule says what, the engine says how. A *table* holds the tensors of a rule, in a column for each
+of its symbols: ``{"p": parameters, "g": gradients, "m": first moments, ...}``. A *row* holds the
+tensors of one parameter. Rules are elementwise, so an engine may split rows into blocks and join
+rows into batches without changing one bit of the result.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ Scalars = dict[str, Any]
 Engine = Callable[[Callable[..., None], "Table", Scalars], None]
 Key = TypeVar("Key")
 
-# The most elements that move at once. Temporaries (√v, g + λθ) are as large as what moves: on a CPU
-# they should be small enough to be used again and again, yet threads must seldom wait for each
-# other; other devices want enough work in each launch.
+# The most elements that one call updates. Temporaries (√v, g + λθ) are as large: on a CPU they
+# should be small enough to be reused, yet threads must seldom wait for each other; other devices
+# need enough work in each launch.
 CPU_BLOCK = 2**20
 DEVICE_BLOCK = 2**24
 # The fewest elements for which torch's CPU kernels take another thread (at::internal::GRAIN_SIZE).
 GRAIN = 2**15
-# On a CPU tensors of up to SMALL elements are gathered, because for them a call costs more than the
-# work; unless they are FEW, because a list has a price, too.
+# On a CPU, foreach joins tensors of up to SMALL elements, because there a call costs more than its
+# work; but not FEW or fewer of them, because a list has a cost, too.
 SMALL = 2**12
 FEW = 16
 
-# How the gradient is made that a rule is given; a rule's own scalars have other names.
+# The scalars that prepare the gradient; a rule's own scalars have other names.
 GRADIENT = ("gradient.inverse_scale", "gradient.maximize", "gradient.l2")
 
 HALF_MAX, FLOAT_MAX = (torch.finfo(dtype).max for dtype in (torch.float16, torch.float32))
@@ -50,11 +50,11 @@ PLAIN_TENSORS = {Tensor, torch.nn.Parameter}  # neither shards nor other subclas
 
 
 class Table:
-    """What a rule works on.
+    """The tensors that a rule updates and reads.
 
     Args:
         columns: for each symbol of the rule, the tensors of all rows.
-        sizes: how many elements each row's tensors have, if that is known.
+        sizes: the number of elements of each row's tensors, if known.
     """
 
     __slots__ = ("columns", "sizes")
@@ -71,7 +71,7 @@ class Table:
             yield dict(zip(symbols, cells, strict=True))
 
     def where(self, wanted: Sequence[bool]) -> Table:
-        """The rows that are wanted."""
+        """The rows for which `wanted` is true."""
         columns = {symbol: list(compress(c, wanted)) for symbol, c in self.columns.items()}
         return Table(columns, list(compress(self.sizes, wanted)))
 
@@ -104,7 +104,7 @@ def grouped(keys: Iterable[Key]) -> dict[Key, list[int]]:
 def run(
     engine: Engine, rule: Callable[..., None], table: Table, scalars: Sequence[Scalars]
 ) -> None:
-    """Run an engine with scalars for all rows, or with those of each row."""
+    """Run an engine with the same scalars for all rows, or with scalars for each row."""
     if engine is loop or len(scalars) == 1:
         return _loop(rule, table, scalars) if engine is loop else engine(rule, table, scalars[0])
     rows = grouped(map(id, scalars))
@@ -136,9 +136,10 @@ def _loop(rule: Callable[..., None], table: Table, scalars: Sequence[Scalars]) -
 def by_position(
     rule: Callable[..., None], columns: dict[str, list[Tensor]], scalars: Scalars
 ) -> tuple[Callable[..., None], list[Iterable[Tensor | None]]]:
-    """A rule and its tensors in the order of its arguments: Python passes them faster than by name.
+    """A rule, and its tensors in the order of its parameters: Python passes arguments faster by
+    position than by name.
 
-    Tensors that there are not are None. A rule that takes tensors by keyword alone gets them so.
+    Absent tensors are None. A rule whose tensors are keyword-only gets them by name.
     """
     names = positional(getattr(rule, "__wrapped__", rule))
     if names[: len(columns)] == list(columns):  # as in most rules; what follows has defaults
@@ -152,7 +153,7 @@ def by_position(
 
 
 def positional(rule: Callable[..., None]) -> list[str]:
-    """The names of what a rule takes by position."""
+    """The names of a rule's positional parameters."""
     if inspect.isfunction(rule):  # as it costs a step less
         return list(rule.__code__.co_varnames[: rule.__code__.co_argcount])
     parameters = inspect.signature(rule).parameters.values()
@@ -160,10 +161,10 @@ def positional(rule: Callable[..., None]) -> list[str]:
 
 
 def foreach(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
-    """Run the rule on many tensors at a time, gathered by device and dtype.
+    """Run the rule on lists of tensors of one device and dtype.
 
-    On a CPU only small tensors are gathered, so that a batch stays in the cache of one core; and
-    not where there are only a few.
+    On a CPU only small tensors are joined, so that a batch stays in the cache of one core, and only
+    if there are more than a few.
     """
     params = table.columns["p"]
     if not gathers(params, table.sizes):
@@ -183,14 +184,14 @@ def foreach(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
 
 
 def gathers(params: Sequence[Tensor], sizes: Sequence[int]) -> bool:
-    """Whether there is enough to gather: anything on other devices, small tensors on a CPU."""
+    """Whether foreach joins any tensors: all on other devices, many small ones on a CPU."""
     few = sum([size <= SMALL for size in sizes]) <= FEW
     return not (few and all(p.is_cpu for p in params))
 
 
 def mixed(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
-    """Run the rule on rows whose tensors differ in dtype: as they are where torch's operations take
-    the mixture, else on copies in a common dtype."""
+    """Run the rule on rows whose tensors differ in dtype: on the tensors themselves where torch's
+    operations accept the mixture, else on copies in a common dtype."""
     for kinds, rows in table.by_kind():
         empty = [torch.empty(0, device=device, dtype=dtype) for device, dtype in kinds]
         common = None
@@ -213,16 +214,16 @@ def are_mixed(columns: Iterable[Sequence[Tensor]]) -> bool:
 
 
 def whole(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
-    """Run the rule on one tensor at a time, as it is: subclasses may not know how to be cut."""
+    """Run the rule on one whole tensor at a time: subclasses may not support views of blocks."""
     for row in table.rows():
         rule(**row, **scalars)
 
 
 def capturable(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
-    """Run the rule with scalars that may stay tensors: one number for all rows, or one for each.
+    """Run the rule with scalars that may be tensors, of one element or of one for each row.
 
-    Gradients flow through it, a CUDA graph captures it and a compiler traces it, for no number is
-    read on the host.
+    Gradients flow through it, a CUDA graph can capture it and a compiler can trace it, because no
+    number is read on the host.
     """
     rows = list(table.rows())
     for i, row in enumerate(rows):
@@ -239,7 +240,7 @@ def _of_row(value: Tensor, i: int, p: Tensor, rows: int) -> Tensor:
 
 
 def functional(rule: Callable[..., None], row: Row, scalars: Scalars) -> None:
-    """Run the rule without writing anything, and then write the results."""
+    """Run the rule out of place, then write the results."""
     # Derivatives need copies: a backward pass asks for what was there before.
     keep = torch.is_grad_enabled()
     functionals = {k: Functional(tensor.clone() if keep else tensor) for k, tensor in row.items()}
@@ -250,7 +251,7 @@ def functional(rule: Callable[..., None], row: Row, scalars: Scalars) -> None:
 
 
 def sparse(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
-    """Run the rule on the entries that a sparse gradient has: gather them, scatter them back."""
+    """Run the rule on the entries of a sparse gradient: gather them, then scatter them back."""
     for row in table.rows():
         g = row.pop("g").coalesce()
         where = tuple(g.indices())
@@ -262,15 +263,15 @@ def sparse(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
 
 
 def descending(rule: Callable[..., None], gradient: dict[str, Any]) -> Callable[..., None]:
-    """The rule, given the gradient that it descends: g ← ±g / scale + λθ.
+    """The rule, called with the prepared gradient g ← ±g / scale + λθ.
 
-    It is the same for all rules, on whatever a rule is run; the user's own gradient stays as it is.
+    The preparation is the same for all rules and tensor-likes. It does not write the gradient.
 
     Args:
         rule: the rule.
         gradient: ``gradient.inverse_scale``, 1 / scale if the loss was multiplied by a scale;
             ``gradient.maximize``, whether to ascend instead; ``gradient.l2``, the λ of a penalty
-            λ‖θ‖²/2. What there is not is None.
+            λ‖θ‖²/2. None stands for what is absent.
     """
     inverse_scale, maximize, l2 = map(gradient.get, GRADIENT)
     if inverse_scale is None and not maximize and l2 is None:
@@ -289,7 +290,7 @@ def descending(rule: Callable[..., None], gradient: dict[str, Any]) -> Callable[
 
 
 def to_python_scalars(scalars: Scalars) -> dict[str, Any]:
-    """Hyper-parameters that are tensors have done their arithmetic as such; now, their values."""
+    """Replace scalars that are tensors by their values."""
     if PYTHON_SCALARS.issuperset(map(type, scalars.values())):
         return scalars
     return {k: v.item() if isinstance(v, Tensor) else v for k, v in scalars.items()}
@@ -309,8 +310,7 @@ def are_unusual(scalars: Iterable[Scalars], most: float) -> bool:
 def try_out(
     engine: Engine, rule: Callable[..., None], table: Table, scalars: Sequence[Scalars]
 ) -> None:
-    """Run the rule on tensors without elements, so that torch refuses scalars before it moves some
-    of a row and not the rest."""
+    """Run the rule on empty tensors, so that torch refuses scalars before a row is half updated."""
     for kinds, _ in table.by_kind():
         empty = [[torch.empty(0, device=device, dtype=dtype)] for device, dtype in kinds]
         for own in {id(own): own for own in scalars}.values():
@@ -318,11 +318,11 @@ def try_out(
 
 
 def split_into_blocks(row: Row) -> Iterable[Row]:
-    """Cut a row of big tensors into views of a block each.
+    """Split a row of large tensors into rows of views, a block each.
 
-    Tensors that are not dense, or not laid out alike, are left whole. It takes some doing to make
-    such a row: autograd lays a gradient out as its parameter, and so is the state. So is half
-    precision on a CPU, where torch rounds the end of a tensor differently from its middle.
+    Tensors that are not dense, or whose layouts differ, are left whole; they are rare, because
+    autograd gives a gradient its parameter's layout, and so has the state. Half precision on a CPU
+    is left whole, too: torch rounds the end of a tensor differently from its middle.
     """
     p, block = row["p"], block_size(row["p"])
     whole = p.numel() <= block or is_half_on_cpu(p) or row["g"].is_sparse
@@ -340,12 +340,12 @@ def run_all(updates: Iterable[Callable[[], None]]) -> None:
 
 
 def block_size(p: Tensor) -> int:
-    """The most elements of tensors like `p` that move at once."""
+    """The most elements of tensors like `p` in a block."""
     return CPU_BLOCK if p.is_cpu else DEVICE_BLOCK
 
 
 def in_memory_order(row: tuple[Tensor, ...]) -> list[Tensor] | None:
-    """One-dimensional views of a row's tensors, if all are dense and laid out alike."""
+    """One-dimensional views of a row's tensors, if all are dense and have the same layout."""
     if all(map(Tensor.is_contiguous, row)):
         return [tensor.view(-1) for tensor in row]
     p = row[0]
@@ -356,7 +356,7 @@ def in_memory_order(row: tuple[Tensor, ...]) -> list[Tensor] | None:
 
 
 def _batches(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Where batches of rows begin and end: each of up to so many elements, or of one row."""
+    """The start and end of batches of rows: of at most `most` elements, or of a single row."""
     start, left = 0, most
     for i, size in enumerate(sizes):
         if i > start and size > left:

@@ -1,7 +1,8 @@
 """Tensor-likes: what a rule is applied to.
 
-A rule is written once, in the methods of :class:`torch.Tensor`, and runs on anything that has
-them. One tensor does so by itself; :class:`TensorList` lets many tensors move together.
+A rule is written once, in methods of :class:`torch.Tensor`, and runs on every object that has these
+methods: on a tensor, on a :class:`TensorList`, on a :class:`Functional`, and on the symbols of the
+fused engine.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from torch import Tensor
 
 
 class TensorList:
-    """Many tensors that move as one.
+    """A list of tensors with the methods of one.
 
-    Every method is the tensor method of that name, run through torch's ``_foreach_`` operation on
-    the whole list: ``m.lerp_(g, 0.1)`` is ``torch._foreach_lerp_(m, g, 0.1)``. On a GPU that is
-    one kernel for many tensors. On a CPU it is the same kernel, tensor by tensor, called from C++.
+    Each method calls torch's ``_foreach_`` operation of its name on the whole list:
+    ``m.lerp_(g, 0.1)`` is ``torch._foreach_lerp_(m, g, 0.1)``. On a GPU that is one kernel for many
+    tensors; on a CPU it is a loop in C++.
 
     Args:
         tensors: tensors of one device and dtype; their shapes may differ.
@@ -86,13 +87,13 @@ _SPELLED_OUT: dict[str, Callable[..., Tensor]] = {
 
 
 class Functional:
-    """A tensor that is never written: what would change it in place makes it stand for a new one.
+    """A tensor that is never written: an in-place method replaces it by a new tensor.
 
-    Numbers may be tensors, so that a trace of torch.compile fixes none of them, and derivatives
-    can be taken with respect to them.
+    Scalars may be tensors, so that torch.compile need not make constants of them, and derivatives
+    with respect to them exist.
 
     Args:
-        tensor: the tensor that it stands for at first.
+        tensor: the initial value.
     """
 
     def __init__(self, tensor: Tensor) -> None:
