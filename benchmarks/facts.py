@@ -19,8 +19,10 @@ from benchmarks.equivalence.report import EXPLANATION as ULPS
 from benchmarks.equivalence.report import verdict, worst_table
 from benchmarks.mnist.report import EXPLANATION as MNIST
 from benchmarks.mnist.report import Pair, markdown_table
-from benchmarks.reproductions.table import markdown_table as reproductions_rows
-from benchmarks.reproductions.table import summary as reproductions_summary
+from benchmarks.reproductions.cases import CASES
+from benchmarks.reproductions.table import EXPLANATION as REPRODUCTIONS
+from benchmarks.reproductions.table import markdown_tables, with_missing
+from benchmarks.reproductions.table import summary as summary_of_cases
 from benchmarks.step_time.report import EXPLANATION as STEP_TIMES
 from benchmarks.step_time.report import ratio_table
 from benchmarks.study.report.tables import site_table
@@ -136,12 +138,13 @@ def study_table() -> str:
 
 def reproductions_table() -> str:
     recorded = read_json(RESULTS / "reproductions" / "reproductions.json")
-    cases = recorded["cases"]
+    results = with_missing(recorded["cases"], CASES)
     return "\n\n".join(
         [
             provenance(recorded, "python -m benchmarks.reproductions"),
-            f"{reproductions_summary(cases)}.",
-            reproductions_rows(cases),
+            f"{summary_of_cases(results)}.",
+            markdown_tables(results),
+            REPRODUCTIONS,
         ]
     )
 

@@ -21,8 +21,8 @@ from benchmarks.reproductions.case import (
     Lab,
     Measured,
     Settings,
+    at_least,
     unit_pixels,
-    within,
 )
 from benchmarks.reproductions.nets import build, lecun_truncated
 from benchmarks.reproductions.training import epochs_of, steps_per_epoch
@@ -45,23 +45,22 @@ def measure(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
     rates, epochs = settings["rates"], settings["epochs"]
     steps = epochs * steps_per_epoch(training_images(lab), BATCH, drop_last=True)
     lab.expect(2 * len(rates) * steps)
-    found = {}
+    measured = {}
     for key, inputs in (("standardised", lambda images: images), ("fed", as_fed)):
         best = {
-            lr: lab.once(f"{key} {lr:g}", steps, partial(reached, lab, inputs, lr, epochs))
+            lr: lab.once(f"{key} {lr:g}", steps, partial(best_epoch, lab, inputs, lr, epochs))
             for lr in rates
         }
-        lr = max(best, key=lambda rate: best[rate][0])
-        accuracy, epoch = best[lr]
-        step = round(epoch / epochs * steps)
-        listed = ", ".join(f"{rate:g}: {best[rate][0]:.4f}" for rate in rates)
-        found[key] = Measured(
-            accuracy,
-            note=f"best with Adam at {lr:g}, step {step:,} of {steps:,}; by learning rate "
-            f"{listed}; before training {saturated(lab, inputs):.0%} of the hidden units are "
-            "within 0.01 of 0 or 1",
+        lr = max(best, key=lambda rate: best[rate]["validation"])
+        listed = ", ".join(f"{rate:g}: {best[rate]['validation']:.4f}" for rate in rates)
+        note = (
+            f"best with Adam at {lr:g}, after {best[lr]['epoch']:.0f} of {epochs} epochs; "
+            f"validation accuracy by learning rate {listed}; before training "
+            f"{saturated(lab, inputs):.0%} of the hidden units are within 0.01 of 0 or 1"
         )
-    return found if epochs == EPOCHS else {}
+        measured[f"{key}_validation"] = Measured(best[lr]["validation"], note=note)
+        measured[f"{key}_test"] = Measured(best[lr]["test"], note="the same net, not chosen by it")
+    return measured if epochs == EPOCHS else {}
 
 
 def training_images(lab: Lab) -> int:
@@ -80,44 +79,52 @@ def saturated(lab: Lab, inputs: Inputs) -> float:
     return float(((hidden < 0.01) | (hidden > 0.99)).float().mean())
 
 
-def reached(lab: Lab, inputs: Inputs, lr: float, epochs: int) -> list[float]:
-    """The highest that the lower of validation and test accuracy got, and after which epoch."""
+def best_epoch(lab: Lab, inputs: Inputs, lr: float, epochs: int) -> dict[str, float]:
+    """The epoch of the highest validation accuracy, with the test accuracy that it has."""
     digits, training = lab.digits, training_images(lab)
     images, tests = inputs(digits.train_images), inputs(digits.test_images)
     labels = digits.train_labels
     net = fresh_net(lab)
-    looks = []
+    best = {"validation": -1.0}
     for epoch in epochs_of(
-        net, ScratchAdam(net.parameters(), lr=lr), images[:training], labels[:training],
+        net, lab.make(ScratchAdam, net.parameters(), lr=lr), images[:training], labels[:training],
         batch_size=BATCH, epochs=epochs, seed=SEED, on_step=lab.step, drop_last=True,
     ):  # fmt: skip
         _, validation = evaluate(net, images[training:], labels[training:])
-        _, test = evaluate(net, tests, digits.test_labels)
-        looks.append([min(validation, test), float(epoch)])
-    return max(looks)
+        if validation > best["validation"]:
+            _, test = evaluate(net, tests, digits.test_labels)
+            best = {"validation": validation, "test": test, "epoch": float(epoch)}
+    return best
 
 
-TARGET = (0.97, 1.0)
+def _figures() -> dict[str, Figure]:
+    target = at_least(0.97, "a target; learning rate and epoch are chosen by validation alone")
+    note = "Its authors never ran the algorithms that set targets on this workload."
+    return {
+        f"{key}_{split}": Figure(
+            f"{split} accuracy, {pixels}", "at least 0.97", target, note, budget="standard"
+        )
+        for key, pixels in (
+            ("standardised", "standardised pixels"),
+            ("fed", "pixels as the workload feeds them"),
+        )
+        for split in ("validation", "test")
+    }
+
+
 CASE = Case(
     title="AlgoPerf: MNIST to 97 %",
-    source="mlcommons/algorithmic-efficiency, algoperf/workloads/mnist",
+    source="mlcommons/algorithmic-efficiency, algoperf/workloads/mnist, 2023",
     budgets={
         "quick": {"rates": (1e-3,), "epochs": 1},
         "standard": {"rates": RATES, "epochs": EPOCHS},
         "full": {"rates": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "epochs": EPOCHS},
     },
-    figures={
-        "standardised": Figure(
-            "lower of validation and test accuracy, standardised pixels",
-            TARGET,
-            within(0.0, "a target"),
-        ),
-        "fed": Figure(
-            "lower of validation and test accuracy, pixels as the workload feeds them",
-            TARGET,
-            within(0.0, "a target"),
-            "Its authors never ran the algorithms that set targets on this workload.",
-        ),
-    },
+    figures=_figures(),
     measure=measure,
+    optimizers=(ScratchAdam,),
+    wrong={
+        "standard": {"rates": (1e-3,), "epochs": EPOCHS},
+        "full": {"rates": RATES, "epochs": EPOCHS},
+    },
 )

@@ -46,7 +46,7 @@ def plateau(lab: Lab, lr: float, images: int, epochs: int) -> dict[str, float]:
     net = build([PIXELS, *[WIDTH] * DEPTH, CLASSES], nn.Sigmoid, uniform, SEED).to(lab.device)
     before = top_activation(net, pixels[:1000])
     for _ in epochs_of(
-        net, ScratchSGD(net.parameters(), lr=lr), pixels, labels,
+        net, lab.make(ScratchSGD, net.parameters(), lr=lr), pixels, labels,
         batch_size=BATCH, epochs=epochs, seed=SEED, on_step=lab.step,
     ):  # fmt: skip
         pass
@@ -96,13 +96,20 @@ CASE = Case(
             "training loss / loss of guessing, best learning rate",
             1.0,
             within(0.02, "the batch that came last moves the biases of the output"),
+            budget="standard",
         ),
         "top": Figure(
             "mean activation of the top hidden layer",
             0.0,
             within(0.1, "theirs is read off a picture"),
+            budget="standard",
         ),
     },
     measure=measure,
+    optimizers=(ScratchSGD,),
+    wrong={
+        "standard": {"rates": (0.01, 0.1), "images": 15_000, "epochs": 1},
+        "full": {"rates": (0.01, 0.1), "images": 15_000, "epochs": 1},
+    },
     one_thread=False,
 )

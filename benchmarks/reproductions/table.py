@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -12,54 +12,94 @@ from rich.text import Text
 
 from benchmarks.common.markdown import plain
 from benchmarks.common.markdown import table as markdown
-from benchmarks.reproductions.case import DIFFERS, NOT_RUN, REPRODUCED
+from benchmarks.reproductions.case import DIFFERS, NOT_RUN, REPRODUCED, Case
 
 CaseResult = dict[str, Any]  # one case as reproductions.json has it
-HEADINGS = ("quantity", "verdict", "tolerance", "published", "ours")
-TEXTS = 3  # columns of texts; the others hold numbers
+# The tolerance, a sentence, comes last: a page is narrow.
+HEADINGS = ("quantity", "published", "ours", "verdict", "rejects", "seeds", "tolerance")
+NUMBERS = ("published", "ours", "seeds")
+LEFT_OUT = ("tolerance", "seeds")  # in the terminal, as is the range of seeds: it is narrow
+
+NO_CHECK = "no check of an optimizer"
+EXPLANATION = (
+    "Ours is the median where there are several seeds, in brackets their range (of Nielsen's "
+    "gradients the middle 95 %); seeds: of the published figure / of ours. "
+    "**Rejects**: the wrong optimizers whose figure is outside the tolerance, and how many were "
+    "tried. A row that rejects none of them checks the net, the data and the loss, but no "
+    "optimizer. Wrong optimizers are run in a part of an experiment; some figures that come late "
+    "in a long training are not tried."
+)
 
 
-def terminal_table(case: CaseResult) -> Table:
+def terminal_table(result: CaseResult) -> Table:
     # As `Text`, in which nothing is markup.
-    table = Table(title=Text(case["title"]), box=box.SIMPLE_HEAD, title_style="bold")
-    for number, heading in enumerate((*HEADINGS, "note")):
-        table.add_column(heading, justify="right" if TEXTS <= number < len(HEADINGS) else "left")
-    for row, cells in zip(case["rows"], _cells(case), strict=True):
-        table.add_row(*map(Text, (*cells, row["note"])))
+    table = Table(title=Text(result["title"]), box=box.SIMPLE_HEAD, title_style="bold")
+    for heading in HEADINGS:
+        if heading not in LEFT_OUT:
+            right, text = heading in NUMBERS, heading in ("quantity", "rejects")
+            table.add_column(heading, justify="right" if right else "left", ratio=int(text) or None)
+    for row in result["rows"]:
+        shown = zip(HEADINGS, cells(row | {"our_spread": None}), strict=True)
+        table.add_row(*(Text(cell) for heading, cell in shown if heading not in LEFT_OUT))
     return table
 
 
-def markdown_table(cases: Sequence[CaseResult]) -> str:
-    """A table for each case, narrow enough for a page: the tolerance, a sentence, comes last."""
-    parts = []
-    for case in cases:
-        rows = [
-            [plain(quantity), plain(verdict), theirs, ours, plain(tolerance)]
-            for quantity, verdict, tolerance, theirs, ours in _cells(case)
-        ]
-        headings = ["quantity", "verdict", "published", "ours", "tolerance"]
-        parts += [f"**{plain(case['title'])}**", markdown([headings, *rows], texts=2)]
-    return "\n\n".join(parts)
-
-
-def summary(cases: Sequence[CaseResult]) -> str:
-    """For instance: 3 of 9 figures reproduced, 1 differs, 5 not run."""
-    verdicts = Counter(row["verdict"] for case in cases for row in case["rows"])
-    others = [f"{verdicts[verdict]} {verdict}" for verdict in (DIFFERS, NOT_RUN)]
-    return ", ".join([f"{verdicts[REPRODUCED]} of {verdicts.total()} figures reproduced", *others])
-
-
-def _cells(case: CaseResult) -> list[list[str]]:
-    texts = ("quantity", "verdict", "tolerance")
+def with_missing(results: Sequence[CaseResult], cases: Mapping[str, Case]) -> list[CaseResult]:
+    """A result for each case; of a case that has none the figures are not run."""
+    by_name = {result["case"]: result for result in results}
     return [
-        [*(row[name] for name in texts), *(_text(row[whose]) for whose in ("theirs", "ours"))]
-        for row in case["rows"]
+        by_name.get(name, {"title": case.title, "source": case.source, "rows": case.rows({})})
+        for name, case in cases.items()
     ]
 
 
-def _text(value: float | Sequence[float] | None) -> str:
+def markdown_tables(results: Sequence[CaseResult]) -> str:
+    blocks = []
+    for result in results:
+        lines = [list(map(plain, cells(row))) for row in result["rows"]]
+        blocks += [f"**{plain(result['title'])}**", f"{plain(result['source'])}."]
+        blocks.append(markdown([list(HEADINGS), *lines], texts=len(HEADINGS)))
+    return "\n\n".join(blocks)
+
+
+def summary(results: Sequence[CaseResult]) -> str:
+    """For instance: 3 of 9 figures reproduced, 1 differs, 5 not run."""
+    verdicts = Counter(row["verdict"] for result in results for row in result["rows"])
+    differ = f"{verdicts[DIFFERS]} differ{'s' * (verdicts[DIFFERS] == 1)}"
+    return (
+        f"{verdicts[REPRODUCED]} of {verdicts.total()} figures reproduced, {differ}, "
+        f"{verdicts[NOT_RUN]} not run"
+    )
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A row as texts, under `HEADINGS`."""
+    verdict = row["verdict"]
+    if verdict == NOT_RUN:
+        verdict += f": {row['note']}"
+    ours = _text(row["ours"])
+    if row["our_spread"] is not None and row["seeds"][1] > 1:
+        ours += f" ({_text(row['our_spread'])})"
+    return [
+        row["quantity"], _text(row["published"]), ours, verdict, rejected(row["wrong"]),
+        " / ".join(map(str, row["seeds"])), row["tolerance"],
+    ]  # fmt: skip
+
+
+def rejected(wrong: Mapping[str, Mapping[str, Any]] | None) -> str:
+    """For instance: learning rate × 1.5, never trained (2 of 4)."""
+    if not wrong:
+        return "not tried" if wrong is not None else "no optimizer runs"
+    names = [name for name, tried in wrong.items() if tried["rejected"]]
+    count = f"({len(names)} of {len(wrong)})"
+    return f"{', '.join(names)} {count}" if names else f"{NO_CHECK} {count}"
+
+
+def _text(value: float | str | Sequence[float] | None) -> str:
     if value is None:
         return "–"
+    if isinstance(value, str):
+        return value
     if isinstance(value, Sequence):
         return " … ".join(map(_text, value))
     return f"{value:.5g}".replace("-", "−")

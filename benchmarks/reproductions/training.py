@@ -1,4 +1,4 @@
-"""The one training loop of all published cases."""
+"""The training loop of the cases that train nets."""
 
 from __future__ import annotations
 
@@ -26,18 +26,23 @@ def epochs_of(
     on_step: Callable[[], None],
     loss: Loss = cross_entropy,
     drop_last: bool = False,
+    reshuffle: bool = True,
     schedule: Callable[[int], float] | None = None,
 ) -> Iterator[int]:
     """Train, and give the number of each epoch as soon as it has ended.
 
     Args:
+        reshuffle: in each epoch; else all epochs have the order of the first.
         drop_last: leave out the last batch of an epoch if it is not full.
         schedule: what the learning rate is multiplied by at a step; the first step is 1.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     done = 0
     for epoch in range(1, epochs + 1):
-        for indices in shuffled(labels, batch_size, seed, epoch):
+        if not any(rates):  # nothing moves
+            yield epoch
+            continue
+        for indices in shuffled(labels, batch_size, seed, epoch if reshuffle else 1):
             if drop_last and len(indices) < batch_size:
                 break
             done += 1

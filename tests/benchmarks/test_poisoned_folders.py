@@ -23,7 +23,7 @@ from benchmarks.mnist import figures
 from benchmarks.reproductions import __main__ as reproductions
 from benchmarks.reproductions import running as reproductions_running
 from benchmarks.reproductions.case import Lab, Measured
-from benchmarks.reproductions.table import markdown_table, terminal_table
+from benchmarks.reproductions.table import markdown_tables, terminal_table
 from benchmarks.study.report import __main__ as study_report
 from tests.benchmarks.conftest import SMALL_NET, TINY
 from tests.benchmarks.files import read, refused
@@ -75,8 +75,10 @@ OF_A_CASE = [
     ("cases", {}), ("cases", [3]), ("cases.0.case", 3), ("cases.0.title", ["x"]),
     ("cases.0.settings", {}), ("cases.0.settings.budget", EVIL), ("cases.0.rows", []),
     ("cases.0.rows.0.verdict", "<b>"), ("cases.0.rows.0.ours", "1"), ("cases.0.seconds", None),
-    ("cases.0.rows.0.theirs", [1]), ("cases", None), ("cases.0.title", ESCAPE),
+    ("cases.0.rows.0.published", [1]), ("cases", None), ("cases.0.title", ESCAPE),
     ("cases.0.rows.0.note", "a\n# b"), ("cases.0.rows.0.quantity", "\u202e"),
+    ("cases.0.wrong", None), ("cases.0.wrong", {EVIL: 3}), ("cases.0.rows.0.seeds", [-1, 1]),
+    ("cases.0.rows.0.wrong", {"a": {"value": "1"}}),
 ]  # fmt: skip
 
 
@@ -254,7 +256,8 @@ def test_a_part_that_its_case_did_not_compute_is_named(
     case = dataclasses.replace(a_case([]), measure=measure)
     for module in (reproductions, reproductions_running):
         monkeypatch.setattr(module, "CASES", {"a": case})
-    settings = reproductions_running.settings_of(case, "quick", digits.name)
+    settings = reproductions_running.settings_of(case.budgets, "quick", digits.name)
+    write_json(tmp_path / "reproductions.json", {"cases": []})
     write_json(tmp_path / "parts" / "a.json", {"settings": settings, "parts": {"p": ["evil"]}})
     assert "parts/a.json is damaged, remove it" in refused(
         lambda: run_reproductions(tmp_path), capsys
@@ -302,11 +305,19 @@ def test_texts_from_elsewhere_are_no_markup(tmp_path: Path) -> None:
 
 def test_tables_of_reproductions_have_no_markup() -> None:
     evil = "[/bold] [red](https://evil) <b> | `a`"
-    row = dict.fromkeys(("quantity", "note", "tolerance", "verdict"), evil)
-    case = {"title": evil, "rows": [row | {"theirs": 1, "ours": None}]}
+    row: dict[str, Any] = dict.fromkeys(
+        ("quantity", "note", "tolerance", "verdict", "published"), evil
+    )
+    row |= {
+        "ours": None,
+        "our_spread": None,
+        "seeds": [1, 0],
+        "wrong": {evil: {"value": 1.0, "rejected": True}},
+    }
+    result = {"title": evil, "source": evil, "rows": [row]}
     console = Console(record=True, width=400, file=io.StringIO())
-    console.print(terminal_table(case))
+    console.print(terminal_table(result))
     assert console.export_text().count(evil) == 5
-    written = markdown_table([case])
+    written = markdown_tables([result])
     assert not re.findall(r"(?<!\\)[\[`]|<b>", written)
-    assert written.count(r"\|") == 4
+    assert written.splitlines()[-1].count(r"\|") == 5  # in the row

@@ -13,11 +13,11 @@ import pytest
 from benchmarks.common.data import Digits
 from benchmarks.reproductions import __main__ as command
 from benchmarks.reproductions import running
-from benchmarks.reproductions.case import Case, Lab, Measured, Settings
+from benchmarks.reproductions.case import REPORTED_EVERY, Case, Lab, Measured, Settings
 from benchmarks.reproductions.running import RESULT
 from tests.benchmarks.children import ROOT
 from tests.benchmarks.files import read
-from tests.benchmarks.test_reproductions import a_case
+from tests.benchmarks.test_reproductions import WRONG, a_case, against_wrong
 
 
 @pytest.fixture
@@ -41,11 +41,59 @@ def test_the_command_runs_and_shows_every_case(
     arguments = ["--budget", "quick", "--out", str(tmp_path / "out")]
     assert command.main(arguments) == 0
     shown = capsys.readouterr().out
-    assert "[2/2] A case: 1 of 2 figures reproduced, 0 differs, 1 not run" in shown
-    assert "2 of 4 figures reproduced, 0 differs, 2 not run" in shown
+    assert "[2/2] A case: " in shown
+    assert "2 of 4 figures reproduced, 0 differ, 2 not run." in shown
     assert command.main([*arguments, "--resume"]) == 0
     calls, _ = small_table
     assert len(calls) == 2
+
+
+def test_wrong_optimizers_are_tried_unless_they_are_left_out(
+    small_table: tuple[list[str], dict[str, Case]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    calls, cases = small_table
+    cases["a"] = against_wrong(cases["a"])
+    arguments = ["a", "--budget", "quick", "--out", str(tmp_path / "out")]
+    assert command.main([*arguments, "--no-wrong"]) == 0
+    assert calls == ["{}"]
+    assert "not tried" in capsys.readouterr().out
+    assert command.main([*arguments, "--resume"]) == 0
+    assert calls == ["{}", *WRONG]
+    shown = capsys.readouterr().out
+    assert "[2/2] A case; wrong: never trained: " in shown
+    assert "never trained (2 of 2)" in " ".join(shown.split())
+
+
+def test_a_long_experiment_says_how_far_it_is(
+    small_table: tuple[list[str], dict[str, Case]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slow(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
+        lab.expect(4 * REPORTED_EVERY)
+        for _ in range(2 * REPORTED_EVERY):
+            lab.step()
+        return {}
+
+    monkeypatch.setattr(command, "REPORT_SECONDS", 0)
+    _, cases = small_table
+    cases["a"] = replace(cases["a"], measure=slow)
+    assert command.main(["a", "--budget", "quick", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "[1/1] A case: 25%\n[1/1] A case: 50%\n[1/1] A case: 0 s\n" in shown
+
+
+def test_a_case_without_mnist_runs_without_mnist(
+    small_table: tuple[list[str], dict[str, Case]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, cases = small_table
+    monkeypatch.setattr(command, "load_mnist", lambda *arguments: pytest.fail("it is loaded"))
+    cases["a"] = replace(cases["a"], needs_mnist=False)
+    assert command.main(["a", "--budget", "quick", "--out", str(tmp_path)]) == 0
+    assert calls == ["{}"]
 
 
 def test_an_interrupted_command_says_how_to_go_on(
@@ -62,14 +110,14 @@ def test_an_interrupted_command_says_how_to_go_on(
     assert command.main(["--budget", "quick", "--out", str(tmp_path)]) == 130
     shown = capsys.readouterr().out
     assert f"--budget quick --resume --out {tmp_path}" in shown
-    assert [found["case"] for found in read(tmp_path / RESULT)["cases"]] == ["a"]
+    assert [result["case"] for result in read(tmp_path / RESULT)["cases"]] == ["a"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["other"], "no 'other' here"),
-        (["--budget", "huge"], "no 'huge' here; valid are quick, standard, full"),
+        (["--budget", "huge"], "no 'huge' here"),
         (["--out", "{}/file/deeper"], "is not a directory"),
         (["--data-dir", "{}/file"], "{}/file is not a directory"),
     ],

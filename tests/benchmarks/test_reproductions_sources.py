@@ -1,4 +1,4 @@
-"""What every source trained is trained here: sizes, initial weights, batches, decays."""
+"""What every source trained is trained here: sizes, initial weights, batches, decays, problems."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from numpy.random import RandomState
 from torch import Tensor, nn
 
 from benchmarks.common.data import DEVIATION, MEAN, Digits
-from benchmarks.reproductions import adam_paper, algoperf, deepobs, glorot_bengio, nielsen
-from benchmarks.reproductions.case import Lab, unit_pixels
+from benchmarks.common.synthetic import seeded_generator
+from benchmarks.reproductions import (
+    adam_paper,
+    algoperf,
+    deepobs,
+    glorot_bengio,
+    nielsen,
+    quadratic_deep,
+)
+from benchmarks.reproductions.case import BUDGETS, Lab, Measured, unit_pixels
 from benchmarks.reproductions.cases import CASES
 from benchmarks.reproductions.nets import (
     CUT_DEVIATION,
@@ -28,7 +37,7 @@ from benchmarks.reproductions.nets import (
     zeros,
 )
 from benchmarks.reproductions.training import epochs_of, sigmoid_cross_entropy
-from torch_scratch_optim import ScratchSGD
+from torch_scratch_optim import ScratchOptimizer, ScratchSGD
 
 
 @pytest.mark.parametrize(
@@ -125,12 +134,45 @@ def test_a_schedule_counts_steps_over_all_epochs(digits: Digits) -> None:
     assert rates == [0.5 * step**-0.5 for step in range(1, 7)]
 
 
+def test_batches_can_be_the_same_in_all_epochs(digits: Digits) -> None:
+    def orders(reshuffle: bool) -> list[list[float]]:
+        net = build((784, 10), nn.ReLU, zeros, 0)
+        seen: list[list[float]] = []
+        first_pixels = digits.train_images.sum(1).tolist()
+        net.register_forward_pre_hook(
+            lambda _, inputs: seen.append(
+                [first_pixels.index(s) for s in inputs[0].sum(1).tolist()]
+            )
+        )
+        for _ in epochs_of(
+            net, ScratchSGD(net.parameters()), digits.train_images, digits.train_labels,
+            batch_size=150, epochs=2, seed=0, on_step=lambda: None, reshuffle=reshuffle,
+        ):  # fmt: skip
+            pass
+        return seen
+
+    first, second, *again = orders(reshuffle=False)
+    assert [first, second] == again
+    assert orders(reshuffle=True)[:2] == [first, second]
+    assert orders(reshuffle=True)[2:] != again
+
+
+def test_a_learning_rate_of_0_takes_no_steps(digits: Digits) -> None:
+    net = build((784, 10), nn.ReLU, zeros, 0)
+    epochs = epochs_of(
+        net, ScratchSGD(net.parameters(), lr=0), digits.train_images, digits.train_labels,
+        batch_size=128, epochs=3, seed=0, on_step=lambda: pytest.fail("a step"),
+    )  # fmt: skip
+    assert list(epochs) == [1, 2, 3]
+
+
 def test_deepobs_stops_at_its_target(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deepobs, "SIZES", (784, 16, 10))
     lab = Lab(digits)
-    curve = deepobs.train(lab, ScratchSGD, 0.1, 42, 3)
+    setting = deepobs.Setting(ScratchSGD, 0.1)
+    curve = deepobs.train(lab, setting, 42, 3)
     assert len(curve) == 3
-    assert deepobs.train(lab, ScratchSGD, 0.1, 42, 3, until=0.0) == curve[:1]
+    assert deepobs.train(lab, setting, 42, 3, until=0.0) == curve[:1]
     low = min(point["test_accuracy"] for point in curve)
     assert deepobs.first_epoch(curve, low) >= 1
     assert deepobs.first_epoch(curve, 1.01) == math.inf
@@ -164,6 +206,69 @@ def layers_of(nets: SideBySide, one: int) -> list[Tensor]:
     """Weight and bias of each layer of one of the nets, as nn.Linear has them."""
     pairs = zip(nets.weights, nets.biases, strict=True)
     return [p for weight, bias in pairs for p in (weight[one].T, bias[one, 0])]
+
+
+def test_nielsens_three_experiments_have_his_settings(digits: Digits, trainings: Trainings) -> None:
+    nielsen.RATES_CASE.measure(Lab(digits), {"seeds": (0, 1), "epochs": 5})
+    nielsen.INITIALISATION_CASE.measure(Lab(digits), {"seeds": (0,), "epochs": 1})
+    sizes = {"seeds": (0,), "sizes": (100, 200), "images_seen": 1000}
+    nielsen.SIZES_CASE.measure(Lab(digits), sizes)
+    assert [(one["images"], one["batch_size"], one["epochs"]) for one in trainings] == [
+        *[(250, 10, 5)] * 3, *[(250, 10, 1)] * 2, (100, 10, 10), (200, 10, 5),
+    ]  # fmt: skip
+    groups = [one["group"] for one in trainings]
+    assert [group["lr"] for group in groups] == [0.025, 0.25, 2.5, 0.1, 0.1, 0.5, 0.5]
+    assert [group["weight_decay"] for group in groups] == [5 / 250] * 5 + [1e-4] * 2
+
+
+def test_nielsens_cost_has_its_penalty() -> None:
+    nets = SideBySide([build((3, 2, 10), nn.Sigmoid, normal, seed) for seed in (0, 1)])
+    images, labels = torch.rand(4, 3), torch.tensor([0, 1, 2, 3])
+    for i, cost in enumerate(nielsen.costs(nets, images, labels, 0.5)):
+        squares = sum(weight[i].square().sum().item() for weight in nets.weights)
+        expected = sigmoid_cross_entropy(nets(images)[i], labels).item() + 0.25 * squares
+        assert cost == pytest.approx(expected, rel=1e-6)  # roundings of float32
+
+
+# DeepOBS' quadratic problem
+
+
+def test_the_quadratic_problem_begins_at_the_published_loss() -> None:
+    for setting in quadratic_deep.SETTINGS:
+        (start, _), *_ = quadratic_deep.follow(Lab(None), setting, 2)
+        assert quadratic_deep.SGD.figures["start"].holds(Measured(start))
+
+
+def test_its_hessian_has_the_eigenvalues_that_were_drawn() -> None:
+    eigenvalues = torch.linalg.eigvalsh(quadratic_deep.hessian().double())
+    assert ((eigenvalues > 0) & (eigenvalues < 1)).sum() == 90
+    assert ((eigenvalues > 30) & (eigenvalues < 60)).sum() == 10
+    turned = torch.tensor(quadratic_deep.rotation(7, RandomState(0)))
+    # Roundings of six products.
+    torch.testing.assert_close(turned @ turned.T, torch.eye(7).double(), rtol=0, atol=1e-14)
+    assert torch.linalg.det(turned).item() == pytest.approx(1, abs=1e-14)
+
+
+def test_means_of_batches_give_the_losses_of_training_on_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quadratic_deep, "EPOCHS", 3)
+    setting = quadratic_deep.SETTINGS[-1]
+    found = [losses[1] for losses in quadratic_deep.follow(Lab(None), setting, 2)]
+    x = quadratic_deep.data(42)
+    order = torch.randperm(1000, generator=seeded_generator("batches", 1, 1))
+    theta = torch.ones(100, requires_grad=True)
+    optimizer = Lab(None).make(setting.optimizer, [theta], lr=setting.lr)
+    expected = []
+    for epoch in range(4):
+        for batch in order[:896].split(128) if epoch else ():
+            optimizer.zero_grad()
+            quadratic_deep.loss(theta, x[batch]).mean().backward()
+            optimizer.step()
+        test = quadratic_deep.data(43)[:896]
+        expected.append(quadratic_deep.loss(theta, test).mean().item())
+    # Sums in another order, in float32.
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_nets_side_by_side_are_trained_as_if_alone(digits: Digits) -> None:
@@ -204,13 +309,13 @@ def test_a_sigmoid_at_rest_gives_a_half(digits: Digits) -> None:
     assert glorot_bengio.top_activation(net, digits.train_images) == 0.5
 
 
-Batches = list[dict[str, Any]]
+Trainings = list[dict[str, Any]]
 
 
 @pytest.fixture
-def lessons(monkeypatch: pytest.MonkeyPatch) -> Batches:
+def trainings(monkeypatch: pytest.MonkeyPatch) -> Trainings:
     """What the cases hand to the training loop; nothing is trained."""
-    seen: Batches = []
+    seen: Trainings = []
 
     def pretend(
         net: nn.Module, optimizer: Any, images: Tensor, labels: Tensor, **options: Any
@@ -226,51 +331,57 @@ def lessons(monkeypatch: pytest.MonkeyPatch) -> Batches:
     return seen
 
 
-def test_deepobs_drops_the_last_batch_and_pairs_its_seeds(digits: Digits, lessons: Batches) -> None:
+def test_deepobs_drops_the_last_batch_and_pairs_its_seeds(
+    digits: Digits, trainings: Trainings
+) -> None:
     deepobs.MOMENTUM.measure(Lab(digits), {"seeds": (42, 43), "epochs": 1})
     deepobs.ADAM_RATES.measure(Lab(digits), {"rates": (1e-2,), "epochs": 1})
-    assert [(one["seed"], one["batch_size"], one["drop_last"]) for one in lessons] == [
-        (42, 128, True), (43, 128, True), (42, 128, True),
+    names = ("seed", "batch_size", "drop_last", "reshuffle")
+    assert [tuple(one[name] for name in names) for one in trainings] == [
+        (42, 128, True, False), (43, 128, True, False), (42, 128, True, False),
     ]  # fmt: skip
-    assert [one["group"]["lr"] for one in lessons] == [3.9810717055e-3, 3.9810717055e-3, 1e-2]
-    assert lessons[0]["group"]["momentum"] == 0.99
-    assert (lessons[0]["low"], lessons[0]["high"]) == (0, 1)
+    assert [one["group"]["lr"] for one in trainings] == [3.9810717055e-3, 3.9810717055e-3, 1e-2]
+    assert trainings[0]["group"]["momentum"] == 0.99
+    assert (trainings[0]["low"], trainings[0]["high"]) == (0, 1)
 
 
-def test_algoperf_trains_on_five_sixths_and_must_hold_on_both_others(
-    digits: Digits, lessons: Batches, monkeypatch: pytest.MonkeyPatch
+def test_algoperf_chooses_by_validation_and_looks_at_the_test_set_afterwards(
+    digits: Digits, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks: list[int] = []
+    validation = iter([0.5, 0.9, 0.9, 0.8] * 2)
 
     def evaluate(net: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
         assert len(images) == len(labels)
         looks.append(len(images))
-        return 0.0, 0.9 if len(images) == 50 else 0.8
+        return 0.0, next(validation) if len(images) == 50 else 0.1 * len(looks)
 
     monkeypatch.setattr(algoperf, "evaluate", evaluate)
-    found = algoperf.measure(Lab(digits), {"rates": (1e-3,), "epochs": 10})
-    assert [one["images"] for one in lessons] == [250, 250]
-    assert looks == [50, 100] * 20  # validation, test
-    assert found["standardised"].value == found["fed"].value == 0.8
-    standardised, fed = lessons
+    monkeypatch.setattr(algoperf, "EPOCHS", 4)
+    measured = algoperf.measure(Lab(digits), {"rates": (1e-3,), "epochs": 4})
+    assert [one["images"] for one in trainings] == [250, 250]
+    assert looks == [50, 100, 50, 100, 50, 50] * 2  # the test set: after a better validation
+    assert measured["standardised_validation"].value == 0.9
+    assert measured["standardised_test"].value == pytest.approx(0.4)  # of the second epoch
+    standardised, fed = trainings
     assert standardised["high"] == digits.train_images[:250].max().item()
     assert fed["high"] == pytest.approx((255 - MEAN) / DEVIATION)
 
 
 def test_in_the_adam_paper_all_rates_decay_and_one_more_adagrad_is_left_alone(
-    digits: Digits, lessons: Batches, monkeypatch: pytest.MonkeyPatch
+    digits: Digits, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adam_paper, "evaluate", lambda *arguments: (2.0, 0.1))
     adam_paper.measure(Lab(digits), {"epochs": 1})
-    schedules = [one["schedule"] for one in lessons]
+    schedules = [one["schedule"] for one in trainings]
     rates = len(adam_paper.METHODS["adagrad_alone"].rates)
     assert [schedule(4) for schedule in schedules[:-rates]] == [0.5] * (len(schedules) - rates)
     assert schedules[-rates:] == [None] * rates
-    assert {one["group"]["weight_decay"] for one in lessons} == {adam_paper.PENALTY}
+    assert {one["group"]["weight_decay"] for one in trainings} == {adam_paper.PENALTY}
 
 
 def test_the_adam_papers_cost_has_its_penalty(
-    digits: Digits, lessons: Batches, monkeypatch: pytest.MonkeyPatch
+    digits: Digits, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ones(*arguments: Any) -> nn.Sequential:
         net = build((784, 10), nn.Identity, zeros, 0)
@@ -284,3 +395,29 @@ def test_the_adam_papers_cost_has_its_penalty(
     )
     # Equal scores: the loss of guessing, to float32. Its 7,850 parameters are all one.
     assert cost == pytest.approx(math.log(10) + 7850 * adam_paper.PENALTY / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_figure_names_the_smallest_budget_that_measures_it(
+    name: str, digits: Digits, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each case trains with the optimizers that it names."""
+    case, used = CASES[name], set()
+    monkeypatch.setattr(quadratic_deep, "STEPS", 1)
+    monkeypatch.setattr(glorot_bengio, "WIDTH", 16)
+    monkeypatch.setattr(deepobs, "SIZES", (784, 16, 10))
+    make = Lab.make
+
+    def noted(lab: Lab, optimizer: Any, params: Any, **options: Any) -> ScratchOptimizer:
+        used.add(optimizer)
+        return make(lab, optimizer, params, **options)
+
+    monkeypatch.setattr(Lab, "make", noted)
+    for budget, settings in case.budgets.items():
+        few = {"seeds": 2} if isinstance(settings.get("seeds"), int) else {}
+        measured = case.measure(Lab(digits), {**settings, **few})
+        within_budget = BUDGETS[: BUDGETS.index(budget) + 1]
+        assert measured.keys() == {
+            key for key, figure in case.figures.items() if figure.budget in within_budget
+        }
+    assert used == set(case.optimizers)

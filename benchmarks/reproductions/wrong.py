@@ -1,0 +1,137 @@
+"""Wrong optimizers: what is easily got wrong in an optimizer, each as a class of its own.
+
+A published figure says something of an optimizer only if a wrong one fails to reproduce it. So each
+figure is tried with those that are made here, and the table lists the ones that it rejects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch_scratch_optim import (
+    ScratchAdaGrad,
+    ScratchAdam,
+    ScratchMomentum,
+    ScratchOptimizer,
+    ScratchSGD,
+)
+
+Group = dict[str, Any]
+Optimizer = type[ScratchOptimizer]
+Replacement = Mapping[Optimizer, Optimizer]  # of right classes by wrong ones
+
+
+class AdamEpsilonInside(ScratchAdam):
+    """θ ← θ − γ m̂ / √(v̂ + ε)"""
+
+    @staticmethod
+    def rule(p, g, m, v, *, step_size, beta1, beta2, bias_correction2_sqrt, eps, decay_factor):  # type: ignore[no-untyped-def, override]
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        denom = v.div(bias_correction2_sqrt**2).add_(eps).sqrt_()
+        p.addcdiv_(m, denom, value=-step_size)
+
+
+class AdamUncorrected(ScratchAdam):
+    """θ ← θ − γ m / (√v + ε)"""
+
+    def scalars(self, t: Any, group: Group) -> dict[str, Any]:
+        uncorrected = {"step_size": group["lr"], "bias_correction2_sqrt": 1.0}
+        return super().scalars(t, group) | uncorrected
+
+
+class AdaGradEpsilonInside(ScratchAdaGrad):
+    """θ ← θ − γ g / √(s + ε)"""
+
+    @staticmethod
+    def rule(p, g, s, *, step_size, eps):  # type: ignore[no-untyped-def]
+        s.addcmul_(g, g)
+        p.addcdiv_(g, s.add(eps).sqrt_(), value=-step_size)
+
+
+def with_options(optimizer: Optimizer, change: Callable[[Group], Group]) -> Optimizer:
+    """The optimizer, which takes other options than it is given."""
+
+    class OtherOptions(optimizer):  # type: ignore[misc, valid-type]
+        def scalars(self, t: Any, group: Group) -> dict[str, Any]:
+            scalars: dict[str, Any] = super().scalars(t, group | change(group))
+            return scalars
+
+    return OtherOptions
+
+
+def decayed_after(optimizer: Optimizer) -> Optimizer:
+    """The optimizer with θ ← (1 − γλ) θ after each step, and no λθ in the gradient."""
+
+    class DecayedAfter(optimizer):  # type: ignore[misc, valid-type]
+        def __init__(self, params: Any, **options: Any) -> None:
+            super().__init__(params, **options)
+            for group in self.param_groups:
+                group |= {"weight_decay": 0, "decay_after": group["weight_decay"]}
+
+        def scalars(self, t: Any, group: Group) -> dict[str, Any]:
+            factor = 1 - group["lr"] * group["decay_after"]
+            return {**super().scalars(t, group), "factor_after": factor}
+
+        @staticmethod
+        def rule(p, factor_after, **others):  # type: ignore[no-untyped-def]
+            optimizer.rule(p=p, **others)
+            p.mul_(factor_after)
+
+    return DecayedAfter
+
+
+def without(optimizer: Optimizer, option: str) -> Optimizer:
+    """The optimizer with an option that is always 0."""
+
+    class Without(optimizer):  # type: ignore[misc, valid-type]
+        def __init__(self, params: Any, **options: Any) -> None:
+            super().__init__(params, **options)
+            for group in self.param_groups:
+                group[option] = 0
+
+    return Without
+
+
+def lower_momentum(group: Group) -> Group:
+    beta1, beta2 = group["betas"]
+    return {"betas": (beta1 - 0.1, beta2)}
+
+
+ALL: tuple[Optimizer, ...] = (ScratchSGD, ScratchMomentum, ScratchAdaGrad, ScratchAdam)
+NEVER_TRAINED = "never trained"
+WRONG: dict[str, Replacement] = {
+    "ε inside the root": {ScratchAdam: AdamEpsilonInside, ScratchAdaGrad: AdaGradEpsilonInside},
+    "no bias correction": {ScratchAdam: AdamUncorrected},
+    "momentum 0.1 lower": {
+        ScratchAdam: with_options(ScratchAdam, lower_momentum),
+        ScratchMomentum: with_options(
+            ScratchMomentum, lambda group: {"momentum": group["momentum"] - 0.1}
+        ),
+    },
+    "momentum dampened": {
+        ScratchMomentum: with_options(
+            ScratchMomentum, lambda group: {"dampening": group["momentum"]}
+        )
+    },
+    # Of plain SGD this is right but for a term of γ²λ.
+    "decay after the step": {
+        one: decayed_after(one) for one in (ScratchMomentum, ScratchAdaGrad, ScratchAdam)
+    },
+    "no weight decay": {one: without(one, "weight_decay") for one in ALL},
+    "learning rate × 1.5": {
+        one: with_options(one, lambda group: {"lr": 1.5 * group["lr"]}) for one in ALL
+    },
+    NEVER_TRAINED: {one: without(one, "lr") for one in ALL},
+}
+OF_DECAY = ("decay after the step", "no weight decay")
+
+
+def wrong_for(optimizers: Sequence[Optimizer], decays: bool) -> list[str]:
+    """The names of those that differ from the right ones where these are used."""
+    return [
+        name
+        for name, replaced in WRONG.items()
+        if replaced.keys() & set(optimizers) and (decays or name not in OF_DECAY)
+    ]
