@@ -18,6 +18,7 @@ from benchmarks.common import claims, processes
 
 RESULTS = Path(__file__).parents[1] / "results"  # of which the documentation takes its figures
 RUN_FILE = "run.json"
+DIFFERING = ("net", "optimizer", "implementation", "lr")  # TensorBoard's first columns
 MOST_BYTES, DEEPEST = 2**26, 20  # of a file of results
 
 
@@ -190,13 +191,25 @@ class RunRecorder:
         SummaryWriter.add_hparams would open a second run for the hyper-parameters; the same three
         summaries, written to this run, show them in one row with its curves.
         """
+        # tensorboard comes without type hints.
+        from tensorboard.plugins.hparams.plugin_data_pb2 import (  # type: ignore[import-untyped]
+            HParamsPluginData,
+        )
         from torch.utils.tensorboard.summary import hparams
 
         lines = [f"* {name}: {value}" for name, value in settings.items()]
         self._writer.add_text("settings", "\n".join(lines))
         events = self._writer.file_writer
         assert events is not None, "the writer is open until the run is closed"
-        for summary in hparams(dict(settings), dict.fromkeys(metric_tags, 0.0)):
+        # As texts: a boolean would be shown as 0 or 1, with boxes for a minimum and a maximum.
+        texts = {n: str(v) if isinstance(v, bool) else v for n, v in settings.items()}
+        summaries = hparams(texts, dict.fromkeys(metric_tags, 0.0))
+        plugin = summaries[0].value[0].metadata.plugin_data
+        data = HParamsPluginData.FromString(plugin.content)
+        for info in data.experiment.hparam_infos:
+            info.differs = info.name in DIFFERING
+        plugin.content = data.SerializeToString()
+        for summary in summaries:
             events.add_summary(summary)
         self._writer.close()
         write_json(self.directory / RUN_FILE, content)

@@ -17,12 +17,11 @@ from rich.console import Console
 from benchmarks.common import processes
 from benchmarks.common.command import CannotRun, Job, bars, conduct, pick_device, run, say
 from benchmarks.common.data import SYNTHETIC_NAME, Digits, find_data_dir
-from benchmarks.common.implementations import maker
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.reading import text
 from benchmarks.common.record import conditions, write_json
-from benchmarks.common.training import TrainConfig, train_pair
 from benchmarks.mnist.options import BUDGETS, DEFAULTS, OF_THE_JOB, build_parser
+from benchmarks.mnist.pair import SCRATCH, TORCH, TrainConfig, train_pair
 from benchmarks.mnist.report import (
     EXPLANATION,
     SETTINGS_FILE,
@@ -65,6 +64,7 @@ def _lead(given: argparse.Namespace, job: Job) -> int:
             )
         device = pick_device(content["settings"]["device"])
         content["settings"]["device"] = device.type
+        content["settings"]["capture"] = _is_captured(content["settings"]["capture"], device)
         digits = _load(content, device, job)
         _begin(out, content, digits, device, job)
         pairs = _train_all(out, content, digits, job.console)
@@ -79,12 +79,13 @@ def _new_job(asked: dict[str, Any]) -> dict[str, Any]:
     rates = {name: OPTIMIZERS[name].lr for name in settings["optimizers"]}
     if unknown := [name for name in settings["lr"] if name not in rates]:
         raise CannotRun(f"--lr names {unknown[0]}, which is not among the optimizers to be run")
-    for option, implementation in (("engine", "ours"), ("torch_engine", "torch")):
-        for name in settings["optimizers"]:
+    parameter = torch.zeros(1, requires_grad=True)
+    for config in _configs(settings | {"capture": False}):
+        for option, implementation in (("--engine", SCRATCH), ("--torch-engine", TORCH)):
             try:
-                maker(f"{implementation}-{settings[option]}", OPTIMIZERS[name])
+                config.make_optimizer(implementation, [parameter])
             except NotImplementedError as problem:
-                raise CannotRun(f"--{option.replace('_', '-')}: {problem}") from problem
+                raise CannotRun(f"{option}: {problem}") from problem
     settings["lr"] = rates | settings["lr"]
     if named and not text(str(data_dir)):
         raise CannotRun(f"cannot read {data_dir}: the name is not plain text")
@@ -107,6 +108,15 @@ def _resumed_job(out: Path, asked: dict[str, Any]) -> dict[str, Any]:
                 "leave it out to resume, or begin a new job"
             )
     return job
+
+
+def _is_captured(asked: bool | None, device: torch.device) -> bool:
+    """Whether steps are captured in a CUDA graph: on a GPU, unless several processes train."""
+    if asked and device.type != "cuda":
+        raise CannotRun("--capture needs a CUDA device")
+    if asked and processes.count() > 1:
+        raise CannotRun("--capture works in a single process")
+    return device.type == "cuda" and processes.count() == 1 if asked is None else asked
 
 
 def _load(content: dict[str, Any], device: torch.device, job: Job) -> Digits:
@@ -186,7 +196,7 @@ def _configs(settings: dict[str, Any]) -> Iterator[TrainConfig]:
                     name: settings[name]
                     for name in (
                         "epochs", "batch_size", "seed", "depth", "width", "engine", "torch_engine",
-                        "reference",
+                        "capture", "reference",
                     )
                 },
             )  # fmt: skip

@@ -18,6 +18,7 @@ from benchmarks.common.plots import LABEL, TITLE, finish, legend_of, png
 Run = dict[str, Any]
 
 CHANCE = 0.2  # a test accuracy below this is no better than guessing among ten digits, or hardly
+FAR = 10 * math.log(10)  # ten times the loss of guessing: a run with more has diverged
 POINTS = 50  # of a curve of the training loss, about
 LAST = 5  # samples whose median stands for the end of the training
 PANEL_WIDTH, PANEL_HEIGHT = 6.6, 3.9  # inches
@@ -38,7 +39,7 @@ def draw_curves(dataset: str, ours: list[Run], theirs: list[Run]) -> bytes:
             accuracies = [100 * accuracy for accuracy in test["accuracy"]]
             below.plot([step / per_epoch for step in test["step"]], accuracies, **line)
         mine = [run for run in ours if run["net"] == net]
-        _set_title(above, net, _who_learns(mine))
+        _set_title(above, net, describe_outcome(mine))
         above.set_yscale("log")
         above.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         above.yaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -110,12 +111,12 @@ def _smooth(curve: dict[str, list[Any]]) -> tuple[list[float], list[float]]:
     )
 
 
-def _who_learns(runs: list[Run]) -> str:
+def describe_outcome(runs: list[Run]) -> str:
     def names(chosen: list[Run]) -> str:
         return ", ".join(OPTIMIZERS[run["optimizer"]].title for run in chosen)
 
-    diverged = [run for run in runs if run["diverged"]]
-    stuck = [run for run in runs if not run["diverged"] and run["test_accuracy"] < CHANCE]
+    diverged = [run for run in runs if run["diverged"] or run["train_loss"] > FAR]
+    stuck = [run for run in runs if run not in diverged and run["test_accuracy"] < CHANCE]
     if not diverged and not stuck:
         return "every optimizer learns"
     parts = [f"stuck at chance: {names(stuck)}"] if stuck else []

@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "device": "auto",
     "engine": "default",
     "torch_engine": "loop",
+    "capture": None,
     "reference": True,
     "dataset": "auto",
 }
@@ -93,6 +94,11 @@ def build_parser() -> Parser:
         add_choice(what, option, ENGINES, f"{text} (default: {default})", ABSENT)
 
     how = parser.add_argument_group("how it is trained")
+    how.add_argument(
+        "--capture",
+        action=argparse.BooleanOptionalAction,
+        help="capture a step in a CUDA graph and replay it (default: on a GPU)",
+    )
     how.add_argument(
         "--epochs",
         type=whole_number("epochs"),

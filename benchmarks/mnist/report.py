@@ -37,8 +37,8 @@ from benchmarks.common.reading import (
     yes_or_no,
 )
 from benchmarks.common.record import RUN_FILE, write_atomically, write_json
-from benchmarks.common.training import DIRECTORIES, SCRATCH, TORCH
 from benchmarks.mnist.options import BUDGETS
+from benchmarks.mnist.pair import DIRECTORIES, SCRATCH, TORCH
 
 SETTINGS_FILE = "settings.json"
 RUN_FIELDS = (
@@ -84,7 +84,7 @@ JOB: Shape = {
         "device": among(("cpu", "cuda")),
         **dict.fromkeys(("engine", "torch_engine"), among(ENGINES)),
         "budget": among(BUDGETS),
-        "reference": yes_or_no,
+        **dict.fromkeys(("reference", "capture"), yes_or_no),
         "dataset": among(("mnist", "synthetic")),
     },
     "data_dir": perhaps(text),
@@ -213,12 +213,16 @@ EXPLANATION = (
 )
 
 
+def _loss(loss: float) -> str:
+    return f"{loss:.4f}" if loss < 1000 else f"{loss:.1e}"
+
+
 def _cells(pair: Pair) -> list[str]:
     run = pair.ours
     if run["diverged"]:
         results = ["diverged", f"step {run['diverged_at_step']}", "-", "-"]
     else:
-        results = [f"{run['train_loss']:.4f}", f"{run['test_loss']:.4f}"]
+        results = [_loss(run["train_loss"]), _loss(run["test_loss"])]
         results += [f"{100 * run['train_accuracy']:.2f}", f"{100 * run['test_accuracy']:.2f}"]
     step = run["optimizer_ms_per_step"]
     if pair.torchs is None:

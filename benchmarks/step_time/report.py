@@ -34,7 +34,7 @@ UNREST = 2.0  # a p90 of that many medians says that something else was running
 
 EXPLANATION = (
     "Medians of `optimizer.step()` alone, ours divided by torch's: below 1 ours is faster. "
-    "A best is the fastest of a side's default, loop, foreach and fused implementations. "
+    "A best is the fastest of a side's default, loop, foreach and fused engines. "
     f"Equal: within {EQUAL:.0%}. No value is denormal: that would slow a CPU down."
 )
 
@@ -147,10 +147,15 @@ def doubts(recorded: Recorded) -> str | None:
     """A warning, if there is reason for one."""
     cells = [cell for cell in recorded["cells"] if cell["status"] == MEASURED]
     parts = []
-    if unsteady := sum(cell["p90_ms"] > UNREST * cell["median_ms"] for cell in cells):
+    if unsteady := [cell for cell in cells if cell["p90_ms"] > UNREST * cell["median_ms"]]:
+        names = "; ".join(
+            f"{recorded['models'][cell['model']]['title']}, "
+            f"{OPTIMIZERS[cell['optimizer']].title}, {cell['implementation']}"
+            for cell in unsteady
+        )
         parts.append(
-            f"{unsteady} of {len(cells)} measurements are unsteady (p90 above {UNREST:g} medians): "
-            "the machine was busy with something else."
+            f"{len(unsteady)} of {len(cells)} measurements are unsteady (p90 above {UNREST:g} "
+            f"medians), because the machine was busy with something else: {names}."
         )
     if any(cell["denormals_in_group"] for cell in cells):
         parts.append("There were denormal values.")
@@ -226,16 +231,17 @@ def _all_measurements(recorded: Recorded) -> str:
 
 def terminal_table(recorded: Recorded) -> Table:
     """Who is faster, narrow enough for a terminal of 80 columns."""
-    table = Table(title="ours / torch's best", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column, heading in enumerate(("parameters", "optimizer", "ours ms", "torch ms", "ratio")):
-        table.add_column(heading, justify="left" if column < 2 else "right", no_wrap=True)
-    table.add_column("faster", no_wrap=True)
+    table = Table(title="ours / torch's", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    texts, numbers = ("parameters", "optimizer"), ("default", "best", "ours ms", "torch ms")
+    for heading in (*texts, *numbers, "faster"):
+        table.add_column(heading, justify="right" if heading in numbers else "left", no_wrap=True)
     for row in rows_of(recorded):
         table.add_row(
             recorded["models"][row.model]["title"],
             OPTIMIZERS[row.optimizer].title,
-            *(NONE if best is None else f"{best[1]:.3g}" for best in map(row.best, SIDES)),
+            _number(row.ratio("default", "default")),
             _number(row.ratio_of_bests()),
+            *(NONE if best is None else f"{best[1]:.3g}" for best in map(row.best, SIDES)),
             row.verdict().strip("*"),
         )
     return table

@@ -51,8 +51,8 @@ def test_nothing_stands_beside_the_folders_but_the_tables_of_the_site() -> None:
 
 
 def test_what_trains_draws_nothing() -> None:
-    for name in ("training", "implementations"):
-        names = imported(BENCHMARKS / "common" / f"{name}.py")
+    for name in ("common/training", "common/implementations", "mnist/pair"):
+        names = imported(BENCHMARKS / f"{name}.py")
         assert names
         assert not any(n.startswith(("matplotlib", "benchmarks.common.plots")) for n in names)
 

@@ -9,10 +9,17 @@ from typing import Any, NoReturn
 import matplotlib as mpl
 import pytest
 
+# tensorboard comes without type hints.
+from tensorboard.plugins.hparams.plugin_data_pb2 import (  # type: ignore[import-untyped]
+    HParamsPluginData,
+)
+
 from benchmarks.common.data import DATA_DIR_VARIABLE, MNIST_NAME, SYNTHETIC_NAME
 from benchmarks.common.optimizers import DEFAULT_NAMES
 from benchmarks.mnist import __main__ as mnist
 from benchmarks.mnist.__main__ import main
+from benchmarks.mnist.figures import describe_outcome
+from benchmarks.mnist.report import Pair, markdown_table
 from tests.benchmarks.conftest import SMALL_NET, TINY, Job
 from tests.benchmarks.files import TWO, events, read, run_files
 
@@ -96,7 +103,7 @@ def test_tensorboard_has_every_curve_and_the_settings_beside_them(finished: Path
     found = events(directory)
     layers = ("layer_1", "layer_2", "output")
     assert set(found.Tags()["scalars"]) == {
-        "loss/training", "loss/train", "loss/test", "accuracy/train", "accuracy/test",
+        "loss/train_batches", "loss/train", "loss/test", "accuracy/train", "accuracy/test",
         "generalization_gap/loss", "generalization_gap/accuracy", "time/optimizer_step_ms",
         *(f"gradient_norm/{layer}" for layer in layers),
         *(f"update_to_weight/{layer}" for layer in layers),
@@ -113,6 +120,11 @@ def test_tensorboard_has_every_curve_and_the_settings_beside_them(finished: Path
         assert setting in plugin.content
     experiment = found.summary_metadata["_hparams_/experiment"].plugin_data.content
     assert b"accuracy/test" in experiment
+    settings = HParamsPluginData.FromString(experiment).experiment.hparam_infos
+    first = {setting.name for setting in settings if setting.differs}
+    assert first == {"net", "optimizer", "implementation", "lr"}
+    values = HParamsPluginData.FromString(plugin.content).session_start_info.hparams
+    assert values["reference"].string_value == "True"
 
 
 def test_the_terminal_shows_tables_and_the_next_command(
@@ -132,6 +144,21 @@ def test_without_reference_only_ours_is_trained(job: Job, tmp_path: Path) -> Non
     summary = read(tmp_path / "job" / "summary.json")
     assert len(summary["runs"]) == 2
     assert summary["twins"] == []
+
+
+def test_a_loss_that_grows_without_end_is_called_diverged_and_takes_few_digits() -> None:
+    run = {
+        "net": "relu", "optimizer": "adam", "lr": 1e3, "optimizer_ms_per_step": 1.0, "twin": None,
+        "optimizer_share": 0.5, "diverged": False, "diverged_at_step": None, "test_accuracy": 0.1,
+        "train_accuracy": 0.1, "train_loss": 1.234567e24, "test_loss": 2e24,
+    }  # fmt: skip
+    table = markdown_table([Pair(run, None)])
+    assert "| 1.2e+24 | 2.0e+24 |" in table
+    assert describe_outcome([run]) == "diverged: Adam"
+    stuck = run | {"train_loss": 2.3, "test_loss": 2.3}
+    assert "| 2.3000 | 2.3000 |" in markdown_table([Pair(stuck, None)])
+    assert describe_outcome([stuck]) == "stuck at chance: Adam"
+    assert describe_outcome([stuck | {"test_accuracy": 0.9}]) == "every optimizer learns"
 
 
 def test_a_diverged_run_is_reported_and_the_job_goes_on(

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from benchmarks.common.training import TrainConfig, train_pair
 from benchmarks.mnist import __main__ as mnist
 from benchmarks.mnist.__main__ import main
+from benchmarks.mnist.pair import TrainConfig, train_pair
 from tests.benchmarks.conftest import Job
 from tests.benchmarks.files import TWO, events, read, run_files
 

@@ -247,6 +247,7 @@ def test_unsteady_times_and_denormals_are_doubted() -> None:
     assert doubts(some) is None
     some["cells"][0]["p90_ms"] = 2.5
     assert "1 of 2 measurements are unsteady" in (doubts(some) or "")
+    assert "something else: some tensors, Adam, ours-loop." in (doubts(some) or "")
     some["cells"][1]["denormals_in_group"] = 1
     assert "denormal values" in report(some)
 
@@ -349,3 +350,5 @@ def test_the_highest_bars_are_cut_off_and_keep_their_numbers() -> None:
     assert [bar.get_height() for bar in panel.patches] == [TOP, 0.5]  # type: ignore[attr-defined]
     assert [text.get_text() for text in panel.texts][:2] == ["50.00", "0.50"]
     assert panel.get_ylim()[1] > TOP
+    (gap, _) = panel.lines  # across the bar that is cut, and the line at 1
+    assert gap.get_xdata() == pytest.approx([-0.43, 0])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import functools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,7 +22,8 @@ from benchmarks.common.data import Digits
 from benchmarks.common.nets import build_net, weights_by_layer
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.record import write_json
-from benchmarks.common.training import TrainConfig, batches, evaluate, train_pair
+from benchmarks.common.training import CapturedStep, Step, evaluate, shuffled, train
+from benchmarks.mnist.pair import TrainConfig, batches, train_pair
 
 CONFIG = TrainConfig("relu", "adam", 0.001, epochs=2, batch_size=64, depth=2, width=16)
 
@@ -85,18 +90,16 @@ def test_twins_that_diverge_alike_are_equal(digits: Digits, tmp_path: Path) -> N
 
 def test_every_epoch_shows_each_image_once_in_a_new_order() -> None:
     labels = torch.zeros(300)
-    first, second = (list(batches(CONFIG, epoch, labels)) for epoch in (1, 2))
+    first, second = (list(shuffled(labels, 64, 0, epoch)) for epoch in (1, 2))
     assert [len(batch) for batch in first] == [64, 64, 64, 64, 44]  # the last one is kept
     assert torch.cat(first).sort().values.tolist() == list(range(300))
     assert not torch.equal(torch.cat(first), torch.cat(second))
 
 
-def test_the_order_depends_on_the_seed_and_not_on_the_optimizer() -> None:
-    labels = torch.zeros(300)
-
+def test_the_order_depends_on_the_seed_and_not_on_the_optimizer(digits: Digits) -> None:
     def order(**changes: Any) -> list[int]:
-        batch, *_ = batches(dataclasses.replace(CONFIG, **changes), 1, labels)
-        return [int(index) for index in batch]
+        images, labels = next(batches(dataclasses.replace(CONFIG, **changes), digits))
+        return [*labels.tolist(), *images.sum(1).tolist()]
 
     assert order() == order(optimizer="sgd", net="sigmoid", lr=1.0)
     assert order() != order(seed=1)
@@ -119,8 +122,8 @@ def test_gradient_norms_and_updates_are_those_of_the_first_batch(
 ) -> None:
     layers = runs_of(CONFIG, digits, tmp_path)["scratch"]["curves"]["layers"]
     net = build_net("relu", depth=2, width=16)
-    batch = next(iter(batches(CONFIG, 1, digits.train_labels)))
-    loss = cross_entropy(net(digits.train_images[batch]), digits.train_labels[batch])
+    images, labels = next(batches(CONFIG, digits))
+    loss = cross_entropy(net(images), labels)
     names, weights = zip(*weights_by_layer(net).items(), strict=True)
     for name, weight, gradient in zip(
         names, weights, torch.autograd.grad(loss, weights), strict=True
@@ -139,13 +142,12 @@ def test_the_training_loss_is_the_mean_of_ten_steps(digits: Digits, tmp_path: Pa
     net = build_net("relu", depth=2, width=16)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.001)
     losses = []
-    for epoch in (1, 2):
-        for batch in batches(config, epoch, digits.train_labels):
-            optimizer.zero_grad()
-            loss = cross_entropy(net(digits.train_images[batch]), digits.train_labels[batch])
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
+    for images, labels in batches(config, digits):
+        optimizer.zero_grad()
+        loss = cross_entropy(net(images), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
     means = [sum(part) / len(part) for part in (losses[:10], losses[10:20], losses[20:])]
     assert curve["loss"] == pytest.approx(means)
 
@@ -182,6 +184,59 @@ def test_each_side_has_an_engine_of_its_own(
         "ours": {"lr": 0.001, "foreach": True},
         "torch": {"lr": 0.001, "foreach": False, "fused": False},
     }
+
+
+class FakeGraph:
+    """A CUDA graph on a CPU: what is captured is undone, and each replay does it again."""
+
+    def __init__(self, step: CapturedStep) -> None:
+        self.step, self.replays = step, 0
+
+    @contextlib.contextmanager
+    def capture(self, graph: FakeGraph) -> Iterator[None]:
+        assert graph is self
+        before = copy.deepcopy([self.step.net.state_dict(), self.step.optimizer.state_dict()])
+        yield
+        self.step.net.load_state_dict(before[0])
+        self.step.optimizer.load_state_dict(before[1])
+
+    def replay(self) -> None:
+        self.replays += 1
+        loss = Step.__call__(self.step, self.step._images, self.step._labels)
+        self.step._loss.copy_(loss)
+        for p, gradient in self.step._gradients:
+            assert gradient is not None
+            assert p.grad is not None
+            gradient.copy_(p.grad)
+            p.grad = None
+
+
+def test_a_captured_step_trains_as_an_eager_one_does(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph itself needs a GPU; what is done around it does not."""
+    config = dataclasses.replace(CONFIG, epochs=24)  # of four full batches and a smaller one
+    outcomes = []
+    for kind in (Step, CapturedStep):
+        net = build_net("relu", depth=2, width=16)
+        step = kind(net, torch.optim.Adam(net.parameters(), lr=0.001))
+        if isinstance(step, CapturedStep):
+            graph = FakeGraph(step)
+            monkeypatch.setattr("torch.cuda.CUDAGraph", Mock(return_value=graph))
+            monkeypatch.setattr("torch.cuda.graph", graph.capture)
+            monkeypatch.setattr("torch.cuda.stream", contextlib.nullcontext)
+            for name in ("Stream", "current_stream"):
+                monkeypatch.setattr(f"torch.cuda.{name}", Mock())
+        losses, norms = [], []
+        for loss in train(step, batches(config, digits)):
+            losses.append(loss)
+            norms.append([p.grad.norm().item() for p in net.parameters() if p.grad is not None])
+        outcomes.append((torch.stack(losses).tolist(), norms, [*net.parameters()]))
+    eager, captured = outcomes
+    assert graph.replays == 120 - 24 - 3 - 2  # odd batches, the first steps, and numbers 50 and 100
+    assert eager[0] == captured[0]
+    assert eager[1] == captured[1]
+    assert all(torch.equal(a, b) for a, b in zip(eager[2], captured[2], strict=True))
 
 
 def test_an_interrupted_pair_leaves_no_run(digits: Digits, tmp_path: Path) -> None:
