@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.common.markdown import table as markdown
 from benchmarks.common.optimizers import OPTIMIZERS
+from benchmarks.common.option_cases import Options
 from benchmarks.common.record import provenance, read_json
 from benchmarks.equivalence.report import EXPLANATION as ULPS
 from benchmarks.equivalence.report import verdict, worst_table
@@ -33,8 +34,6 @@ from torch_scratch_optim._kernels import Signature, source
 from torch_scratch_optim.engines import GRADIENT
 
 RESULTS = Path(__file__).parent / "results"
-
-Options = dict[str, Any]
 
 # The options that make a rule keep more state.
 MORE_STATE: Options = {"momentum": 0.9, "amsgrad": True, "centered": True}
@@ -153,10 +152,10 @@ def recorded_pairs(summary: dict[str, Any]) -> list[Pair]:
     runs = {(run["net"], run["optimizer"], run["implementation"]): run for run in summary["runs"]}
     return [
         Pair(
-            runs[twin["net"], twin["optimizer"], "scratch"] | {"twin": twin},
-            runs[twin["net"], twin["optimizer"], "torch"],
+            runs[found["net"], found["optimizer"], "scratch"] | {"comparison": found},
+            runs[found["net"], found["optimizer"], "torch"],
         )
-        for twin in summary["twins"]
+        for found in summary.get("comparisons") or summary["twins"]  # as it was called before
     ]
 
 

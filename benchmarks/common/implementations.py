@@ -1,4 +1,4 @@
-"""Implementations of an algorithm on equal parameters: what the stopwatch lets step.
+"""Implementations of an algorithm on equal parameters: whose steps are timed.
 
 Values are chosen so that no number is denormal, then or later: a CPU takes several times as long
 for those, and a table of times would show who met them.

@@ -13,14 +13,14 @@ from benchmarks.common.data import DATA_DIR_VARIABLE, KINDS
 ABSENT = argparse.SUPPRESS  # for a command that must tell what was given from what was left out
 
 
-class Options(Protocol):
+class OptionGroup(Protocol):
     """A parser, or a group of its options."""
 
     def add_argument(self, *names: str, **settings: Any) -> argparse.Action: ...
 
 
 def add_choice(
-    options: Options, option: str, valid: Iterable[str], help: str, default: str
+    options: OptionGroup, option: str, valid: Iterable[str], help: str, default: str
 ) -> None:
     """An option that has one of a few values."""
     valid = list(valid)
@@ -33,7 +33,9 @@ def add_choice(
     )
 
 
-def add_names(options: Options, option: str, valid: Iterable[str], default: str = "all") -> None:
+def add_names(
+    options: OptionGroup, option: str, valid: Iterable[str], default: str = "all"
+) -> None:
     """An option that has any of a few values."""
     valid = list(valid)
     options.add_argument(
@@ -46,13 +48,13 @@ def add_names(options: Options, option: str, valid: Iterable[str], default: str 
     )
 
 
-def add_budget(options: Options, budgets: Mapping[str, str], default: str = "standard") -> None:
+def add_budget(options: OptionGroup, budgets: Mapping[str, str], default: str = "standard") -> None:
     """How much is run; each budget with a few words on it."""
     texts = "; ".join(f"{name}: {text}" for name, text in budgets.items())
     add_choice(options, "budget", budgets, f"{texts} (default: {default})", default)
 
 
-def add_seed(options: Options, of_what: str, default: int | str = 0) -> None:
+def add_seed(options: OptionGroup, of_what: str, default: int | str = 0) -> None:
     options.add_argument(
         "--seed",
         type=whole_number("seed"),
@@ -62,13 +64,13 @@ def add_seed(options: Options, of_what: str, default: int | str = 0) -> None:
     )
 
 
-def add_device(options: Options, default: str = "auto") -> None:
+def add_device(options: OptionGroup, default: str = "auto") -> None:
     add_choice(
         options, "device", ("auto", "cpu", "cuda"), "where to compute (default: auto)", default
     )
 
 
-def add_data(options: Options, default: str = "auto") -> None:
+def add_data(options: OptionGroup, default: str = "auto") -> None:
     add_choice(
         options,
         "dataset",
@@ -80,7 +82,7 @@ def add_data(options: Options, default: str = "auto") -> None:
     add_data_dir(options)
 
 
-def add_data_dir(options: Options) -> None:
+def add_data_dir(options: OptionGroup) -> None:
     options.add_argument(
         "--data-dir",
         type=Path,
@@ -90,7 +92,7 @@ def add_data_dir(options: Options) -> None:
     )
 
 
-def add_out(options: Options, what: str = "where the results go") -> None:
+def add_out(options: OptionGroup, what: str = "where the results go") -> None:
     """Where results go, whether a job goes on, and whether its results are recorded."""
     options.add_argument(
         "--out",

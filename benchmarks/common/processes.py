@@ -26,7 +26,7 @@ def rank() -> int:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def joined() -> Iterator[None]:
     """Let the processes find each other, and part in the end."""
     if count() == 1:
         yield
@@ -40,7 +40,7 @@ def together() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def told_by_the_first(content: Any = None) -> Any:
+def broadcast(content: Any = None) -> Any:
     """What the first process says, in all of them."""
     box = [content]
     if count() > 1:
@@ -48,7 +48,7 @@ def told_by_the_first(content: Any = None) -> Any:
     return box[0]
 
 
-def my_part(batch: Tensor) -> Tensor:
+def local_batch(batch: Tensor) -> Tensor:
     """This process's share of a batch, or all of it where it cannot be shared out evenly.
 
     The mean of the gradients of unequal parts would not be the gradient of the batch, and a part

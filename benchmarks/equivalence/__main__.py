@@ -38,7 +38,7 @@ from benchmarks.equivalence.atlas import (
     FAILED,
     PROMISED,
     REFERENCE,
-    Row,
+    Comparison,
     compare_case,
     implementations,
 )
@@ -81,8 +81,9 @@ FACTS = {
     "to 1e-6 at its last; one parameter has none at every third step",
 }
 
-Case = tuple[str, Options, str]
-Map = Callable[[Callable[[Case], Row], list[Case]], Iterator[Row]]
+OptionCase = tuple[str, Options, str]
+Compare = Callable[[OptionCase], Comparison]
+Map = Callable[[Compare, list[OptionCase]], Iterator[Comparison]]
 
 
 def build_parser() -> Parser:
@@ -159,7 +160,7 @@ def _begin(given: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _cases(given: argparse.Namespace) -> list[Case]:
+def _cases(given: argparse.Namespace) -> list[OptionCase]:
     """With --budget quick the first and the last line of each optimizer's table."""
     cases = []
     for optimizer in given.optimizers or OPTIMIZERS:
@@ -170,9 +171,9 @@ def _cases(given: argparse.Namespace) -> list[Case]:
 
 
 def _compare_all(
-    recorded: dict[str, Any], cases: list[Case], out: Path, console: Console, processes: int
+    recorded: dict[str, Any], cases: list[OptionCase], out: Path, console: Console, processes: int
 ) -> None:
-    """Case by case, written after each: an interrupted job keeps what it has."""
+    """OptionCase by case, written after each: an interrupted job keeps what it has."""
     settings, rows = recorded["settings"], recorded["rows"]
     names = ("engines", "steps", "seed", "device")
     compare = partial(_compare, **{name: settings[name] for name in names})
@@ -198,18 +199,20 @@ def _processes(count: int) -> Iterator[Map]:
     else:
         with workers(count, torch.set_num_threads, 1) as some:
 
-            def each(work: Callable[[Case], Row], cases: list[Case]) -> Iterator[Row]:
+            def each(
+                work: Callable[[OptionCase], Comparison], cases: list[OptionCase]
+            ) -> Iterator[Comparison]:
                 futures = [some.submit(work, case) for case in cases]
                 return (future.result() for future in futures)
 
             yield each
 
 
-def _compare(case: Case, **settings: Any) -> Row:
+def _compare(case: OptionCase, **settings: Any) -> Comparison:
     return compare_case(*case, **settings)
 
 
-def _breaks_a_promise(row: Row) -> bool:
+def _breaks_a_promise(row: Comparison) -> bool:
     differs = any(row["max_ulps"].get(name) for name in PROMISED)
     return differs or bool(row[FAILED])
 

@@ -23,7 +23,7 @@ from torch_scratch_optim.equivalence import (
     random_model,
 )
 
-Row = dict[str, Any]
+Comparison = dict[str, Any]
 
 REFERENCE = "torch-loop"
 UNAVAILABLE, FAILED = "not available", "failed"
@@ -51,7 +51,7 @@ def compare_case(
     steps: int,
     seed: int,
     device: str = "cpu",
-) -> Row:
+) -> Comparison:
     """Compare every implementation of one case with the reference.
 
     Of variants the parameters alone are compared: some keep another state by design.
@@ -61,7 +61,7 @@ def compare_case(
         also how many tensors differ, the largest absolute difference of two parameters (None if one
         is NaN or infinite and the other is not) and the first mismatch in words.
     """
-    row: Row = {"optimizer": optimizer, "options": in_words(options), "dtype": dtype}
+    row: Comparison = {"optimizer": optimizer, "options": in_words(options), "dtype": dtype}
     row |= {"compared": 0, "max_ulps": {}, "max_difference": {}, "mismatches": {}, "first": {}}
     row |= {UNAVAILABLE: {}, FAILED: {}}
     reference = _maker(REFERENCE, optimizer, options)

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.plots import CAPTION, LABEL, TICK, TITLE, png
-from benchmarks.equivalence.atlas import Row
+from benchmarks.equivalence.atlas import Comparison
 from benchmarks.equivalence.report import Recorded
 
 ABSENT = "0.9"  # the colour of an implementation that there is not
@@ -85,13 +85,18 @@ def draw_atlas(recorded: Recorded) -> bytes:
     return png(figure)
 
 
-def _options(rows: list[Row], optimizer: str) -> list[str]:
+def _options(rows: list[Comparison], optimizer: str) -> list[str]:
     """The option cases of an optimizer, in order."""
     return list(dict.fromkeys(row["options"] for row in rows if row["optimizer"] == optimizer))
 
 
 def _draw_block(
-    panel: Axes, x: int, top: float, block: list[list[Row]], name: str, colours: ScalarMappable
+    panel: Axes,
+    x: int,
+    top: float,
+    block: list[list[Comparison]],
+    name: str,
+    colours: ScalarMappable,
 ) -> None:
     """A line for each option case, a column for each dtype."""
     ulps = [row.get("max_ulps", {}).get(name) for line in block for row in line]
@@ -109,7 +114,7 @@ def _draw_block(
         panel.text(*middle, "0", ha="center", va="center", fontsize=TITLE, weight="bold")
 
 
-def _look(row: Row, name: str, colours: ScalarMappable) -> dict[str, Any]:
+def _look(row: Comparison, name: str, colours: ScalarMappable) -> dict[str, Any]:
     if name not in row.get("max_ulps", {}):
         return {"facecolor": ABSENT, "lw": 0}
     if row["max_ulps"][name] == 0:

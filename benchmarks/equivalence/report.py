@@ -20,7 +20,7 @@ from benchmarks.common.reading import (
     text,
     whole,
 )
-from benchmarks.equivalence.atlas import DTYPES, FAILED, PROMISED, UNAVAILABLE, Row
+from benchmarks.equivalence.atlas import DTYPES, FAILED, PROMISED, UNAVAILABLE, Comparison
 from torch_scratch_optim.equivalence import FAR
 
 Recorded = dict[str, Any]
@@ -52,7 +52,7 @@ NARROW = {
 }
 
 
-def summary(rows: list[Row]) -> str:
+def summary(rows: list[Comparison]) -> str:
     """Which implementations had the reference's bits in all of these rows, and which not."""
     found = [(name, _worst(rows, name)) for name in _names(rows)]
     equal = [name for name, ulps in found if ulps == 0]
@@ -79,11 +79,11 @@ def verdict(recorded: Recorded) -> str:
     return "\n".join(parts) + f"\n{steps} steps each."
 
 
-def _names(rows: list[Row]) -> list[str]:
+def _names(rows: list[Comparison]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row["max_ulps"]))
 
 
-def _worst(rows: list[Row], name: str) -> int | None:
+def _worst(rows: list[Comparison], name: str) -> int | None:
     return max((row["max_ulps"][name] for row in rows if name in row["max_ulps"]), default=None)
 
 
@@ -113,7 +113,7 @@ def _cells(recorded: Recorded) -> list[list[str]]:
     return lines
 
 
-def _rows(recorded: Recorded, optimizer: str, dtype: str) -> list[Row]:
+def _rows(recorded: Recorded, optimizer: str, dtype: str) -> list[Comparison]:
     return [
         row for row in recorded["rows"] if row["optimizer"] == optimizer and row["dtype"] == dtype
     ]

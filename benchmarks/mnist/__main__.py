@@ -26,7 +26,7 @@ from benchmarks.mnist.report import (
     EXPLANATION,
     SETTINGS_FILE,
     Pair,
-    describe_twin,
+    describe,
     is_finished,
     read_job,
     terminal_tables,
@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _follow(given: argparse.Namespace, job: Job) -> int:
     """Train along with the first process, which reports; what this one would report is dropped."""
-    with processes.together(), tempfile.TemporaryDirectory() as dropped:
-        content, missing = processes.told_by_the_first()
+    with processes.joined(), tempfile.TemporaryDirectory() as dropped:
+        content, missing = processes.broadcast()
         digits = _load(content, pick_device(content["settings"]["device"]), job)
         for config in missing:
             train_pair(config, digits, Path(dropped))
@@ -54,7 +54,7 @@ def _follow(given: argparse.Namespace, job: Job) -> int:
 
 def _lead(given: argparse.Namespace, job: Job) -> int:
     asked = {name: value for name, value in vars(given).items() if name in OF_THE_JOB}
-    with processes.together():
+    with processes.joined():
         out = job.begin(SETTINGS_FILE)
         content = _resumed_job(out, asked) if given.resume else _new_job(asked)
         job.check_budget(content["settings"]["budget"])
@@ -79,6 +79,7 @@ def _new_job(asked: dict[str, Any]) -> dict[str, Any]:
     rates = {name: OPTIMIZERS[name].lr for name in settings["optimizers"]}
     if unknown := [name for name in settings["lr"] if name not in rates]:
         raise CannotRun(f"--lr names {unknown[0]}, which is not among the optimizers to be run")
+    settings["lr"] = rates | settings["lr"]
     parameter = torch.zeros(1, requires_grad=True)
     for config in _configs(settings | {"capture": False}):
         for option, implementation in (("--engine", SCRATCH), ("--torch-engine", TORCH)):
@@ -86,7 +87,6 @@ def _new_job(asked: dict[str, Any]) -> dict[str, Any]:
                 config.make_optimizer(implementation, [parameter])
             except NotImplementedError as problem:
                 raise CannotRun(f"{option}: {problem}") from problem
-    settings["lr"] = rates | settings["lr"]
     if named and not text(str(data_dir)):
         raise CannotRun(f"cannot read {data_dir}: the name is not plain text")
     return {"settings": settings, "data_dir": str(data_dir) if named else None}
@@ -152,7 +152,7 @@ def _train_all(out: Path, job: dict[str, Any], digits: Digits, console: Console)
         say(console, f"{len(configs) - len(missing)} of {len(configs)} pairs were finished before")
     if processes.count() > 1:
         say(console, f"{processes.count()} processes train, each on its part of every batch")
-        processes.told_by_the_first((job, missing))
+        processes.broadcast((job, missing))
     pairs = write_report(out)
     images = len(digits.train_labels)
     with bars(console) as shown:
@@ -207,12 +207,12 @@ def _is_done(out: Path, config: TrainConfig) -> bool:
 
 
 def _in_a_line(pair: Pair) -> str:
-    ours, twin = pair.ours, pair.ours["twin"]
+    ours, comparison = pair.ours, pair.ours["comparison"]
     if ours["diverged"]:
         result = f"diverged at step {ours['diverged_at_step']}"
     else:
         result = f"test accuracy {100 * ours['test_accuracy']:.2f} %"
-    compared = "" if twin is None else f", twins differ by {describe_twin(twin)}"
+    compared = f", difference from torch: {describe(comparison)}" if comparison else ""
     seconds = sum(run["seconds"] for run in (ours, pair.torchs) if run is not None)
     return f"{result}{compared}, {seconds:.1f} s"
 
@@ -221,10 +221,10 @@ def _conclude(out: Path, content: dict[str, Any], pairs: list[Pair], job: Job) -
     for table in terminal_tables(content, pairs):
         job.console.print(table)
     job.console.print(EXPLANATION, style="dim", markup=False, highlight=False)
-    twins = [pair.ours["twin"] for pair in pairs if pair.ours["twin"] is not None]
-    same = [t for t in twins if t["parameters_equal"] and t["max_abs_loss_difference"] == 0]
-    if twins:
-        say(job.console, f"\n{len(same)} of {len(twins)} pairs of twins are equal, bit for bit.")
+    compared = [pair.ours["comparison"] for pair in pairs if pair.ours["comparison"]]
+    same = [c for c in compared if c["parameters_equal"] and c["max_abs_loss_difference"] == 0]
+    if compared:
+        say(job.console, f"\n{len(same)} of {len(compared)} pairs are equal, bit for bit.")
     job.end(out, "summary.md", recorded=("summary.json", "*.png"), tensorboard=".")
 
 

@@ -25,7 +25,7 @@ PANEL_WIDTH, PANEL_HEIGHT = 6.6, 3.9  # inches
 
 
 def draw_curves(dataset: str, ours: list[Run], theirs: list[Run]) -> bytes:
-    """Training loss above test accuracy, a column for each net; torch's twins as dashes on top."""
+    """Training loss above test accuracy, a column for each net; torch's as dashes on top."""
     nets = _nets(ours)
     figure = _figure(len(nets), rows=2)
     panels = figure.subplots(2, len(nets), squeeze=False, sharex=True, sharey="row")
@@ -49,7 +49,7 @@ def draw_curves(dataset: str, ours: list[Run], theirs: list[Run]) -> bytes:
         below.set_xlabel("epochs", fontsize=LABEL)
     panels[0][0].set_ylabel("training loss", fontsize=LABEL)
     panels[1][0].set_ylabel("test accuracy, %", fontsize=LABEL)
-    black = "torch's twin, on top" if theirs else None
+    black = "torch's, on top" if theirs else None
     finish(figure, f"data: {dataset}", _legend(ours, black))
     return png(figure)
 
@@ -85,7 +85,7 @@ def _nets(runs: list[Run]) -> list[str]:
 
 
 def _lines(net: str, ours: list[Run], theirs: list[Run]) -> list[tuple[Run, dict[str, Any]]]:
-    """The runs of a net with their looks: ours broad and coloured, twins thin dashes on top."""
+    """The runs of a net with their looks: ours broad and coloured, torch's thin dashes on top."""
     solid = [
         (run, {"color": OPTIMIZERS[run["optimizer"]].colour, "lw": 4})
         for run in ours

@@ -87,9 +87,9 @@ def build_parser() -> Parser:
         "--no-reference",
         dest="reference",
         action="store_false",
-        help="train ours alone, without torch's twin",
+        help="train ours alone, without the reference run with torch's",
     )
-    for option, text in (("engine", "of ours"), ("torch-engine", "of torch's twin")):
+    for option, text in (("engine", "of ours"), ("torch-engine", "of torch's")):
         default = DEFAULTS[option.replace("-", "_")]
         add_choice(what, option, ENGINES, f"{text} (default: {default})", ABSENT)
 

@@ -129,7 +129,7 @@ def batches(config: TrainConfig, digits: Digits) -> Iterator[Batch]:
     """This process's part of every batch of all epochs."""
     for epoch in range(1, config.epochs + 1):
         for indices in shuffled(digits.train_labels, config.batch_size, config.seed, epoch):
-            mine = processes.my_part(indices)
+            mine = processes.local_batch(indices)
             yield digits.train_images[mine], digits.train_labels[mine]
 
 
@@ -295,7 +295,7 @@ class TrainingRun:
             "seconds": typical(self._seconds) * self._done,
             "optimizer_ms_per_step": 1000 * statistics.median(self._update_seconds),
             "optimizer_share": update / (gradient + update),
-            "twin": comparison,
+            "comparison": comparison,
             "curves": {
                 "training": self._batches,
                 "epochs": self._epochs,

@@ -17,7 +17,8 @@ from benchmarks.common.data import MNIST_NAME, SYNTHETIC_NAME
 from benchmarks.common.implementations import ENGINES
 from benchmarks.common.markdown import plain
 from benchmarks.common.markdown import table as markdown
-from benchmarks.common.nets import ACTIVATIONS, describe
+from benchmarks.common.nets import ACTIVATIONS
+from benchmarks.common.nets import describe as describe_net
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.reading import (
     Shape,
@@ -50,7 +51,7 @@ RUN_FIELDS = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A finished run of ours and, unless it was trained alone, its twin with torch's optimizer."""
+    """A finished run of ours and, unless it was trained alone, the reference run with torch's."""
 
     ours: dict[str, Any]
     torchs: dict[str, Any] | None
@@ -127,7 +128,7 @@ def _read_run(path: Path, settings: dict[str, Any], **same: str) -> dict[str, An
             "diverged": yes_or_no,
             "diverged_at_step": perhaps(whole()),
             "dataset": among((MNIST_NAME, SYNTHETIC_NAME)),
-            "twin": perhaps(
+            "comparison": perhaps(
                 shaped({"max_abs_loss_difference": numbers, "parameters_equal": yes_or_no})
             ),
             "curves": {
@@ -185,10 +186,10 @@ def _summary(job: dict[str, Any], pairs: list[Pair]) -> dict[str, Any]:
     settings = {name: value for name, value in job.items() if name != "data_dir"}
     return settings | {
         "runs": [{name: run[name] for name in RUN_FIELDS} for run in runs],
-        "twins": [
-            {"net": pair.net, "optimizer": pair.optimizer, **pair.ours["twin"]}
+        "comparisons": [
+            {"net": pair.net, "optimizer": pair.optimizer, **pair.ours["comparison"]}
             for pair in pairs
-            if pair.ours["twin"] is not None
+            if pair.ours["comparison"] is not None
         ],
     }
 
@@ -204,12 +205,12 @@ HEADINGS = (
     ("torch", "ms"),
     ("ours/", "torch"),
     ("step", "share"),
-    ("twins", "differ by"),
+    ("differs", "from torch by"),
 )
 EXPLANATION = (
     "ms: the median time of an optimizer step. Step share: how much of our training time the "
-    "steps of our optimizer take. Twins differ by: the largest difference between our loss and "
-    "torch's over all steps, and whether the final parameters are equal."
+    "steps of our optimizer take. Differs from torch by: the largest difference between our loss "
+    "and torch's over all steps, and whether the final parameters are equal."
 )
 
 
@@ -231,16 +232,23 @@ def _cells(pair: Pair) -> list[str]:
         reference = pair.torchs["optimizer_ms_per_step"]
         times = [f"{step:.2f}", f"{reference:.2f}", f"{step / reference:.2f}"]
     share = f"{100 * run['optimizer_share']:.0f} %"
-    return [pair.title, f"{run['lr']:g}", *results, *times, share, describe_twin(pair.ours["twin"])]
+    return [
+        pair.title,
+        f"{run['lr']:g}",
+        *results,
+        *times,
+        share,
+        describe(pair.ours["comparison"]),
+    ]
 
 
-def describe_twin(twin: dict[str, Any] | None) -> str:
-    if twin is None:
+def describe(comparison: dict[str, Any] | None) -> str:
+    if comparison is None:
         return "-"
-    difference = twin["max_abs_loss_difference"]
-    # JSON has no NaN: null says that one twin diverged and the other did not.
+    difference = comparison["max_abs_loss_difference"]
+    # JSON has no NaN: null says that one of the two diverged and the other did not.
     number = "NaN" if difference is None else "0" if difference == 0 else f"{difference:.1e}"
-    return f"{number}, {'equal' if twin['parameters_equal'] else 'unequal'}"
+    return f"{number}, {'equal' if comparison['parameters_equal'] else 'unequal'}"
 
 
 def terminal_tables(job: dict[str, Any], pairs: list[Pair]) -> list[Table]:
@@ -248,7 +256,7 @@ def terminal_tables(job: dict[str, Any], pairs: list[Pair]) -> list[Table]:
     settings = job["settings"]
     tables = []
     for net in settings["nets"]:
-        title = f"{job['dataset']}: {describe(net, settings['depth'], settings['width'])}"
+        title = f"{job['dataset']}: {describe_net(net, settings['depth'], settings['width'])}"
         table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, title_style="bold")
         for column, (first, second) in enumerate(HEADINGS):
             table.add_column(

@@ -25,13 +25,13 @@ from benchmarks.common.shapes import MODELS
 from benchmarks.step_time.report import (
     EXPLANATION,
     RECORDED,
-    Row,
+    Group,
     doubts,
+    groups_of,
     report,
-    rows_of,
     terminal_table,
 )
-from benchmarks.step_time.timer import APART, FAILED, QUICK, SHARED, Cell, Effort, Stopwatch
+from benchmarks.step_time.timer import APART, FAILED, QUICK, SHARED, Effort, Timer, Timing
 
 PROGRAM = "python -m benchmarks.step_time"
 RESULT = "step_time.json"
@@ -132,7 +132,7 @@ def _measure_all(
 ) -> None:
     """Group by group, written after each: an interrupted job keeps what it has."""
     settings = recorded["settings"]
-    stopwatch = Stopwatch(device, Effort(**settings["effort"]), settings["seed"])
+    timer = Timer(device, Effort(**settings["effort"]), settings["seed"])
     groups = [(model, name) for model in settings["models"] for name in settings["optimizers"]]
     finished = {(cell["model"], cell["optimizer"]) for cell in recorded["cells"]}
     with bars(console) as shown:
@@ -147,7 +147,7 @@ def _measure_all(
             def on_progress(stage: str, share: float, one: Any = one, title: str = title) -> None:
                 shown.update(one, description=f"{title}: {stage}", completed=min(share, 1.0))
 
-            cells = stopwatch.measure(
+            cells = timer.measure(
                 model,
                 MODELS[model].shapes(),
                 optimizer,
@@ -159,12 +159,12 @@ def _measure_all(
             recorded["cells"] += cells
             write_json(out / RESULT, recorded)
             write_atomically(out / "step_time.md", report(recorded))
-            row = rows_of(recorded)[-1]
+            row = groups_of(recorded)[-1]
             say(shown.console, f"[{place}/{len(groups)}] {title}: {_in_a_line(row, cells)}")
 
 
-def _in_a_line(row: Row, cells: list[Cell]) -> str:
-    times = [f"{name} {ms:.3g}" for name in row.cells if (ms := row.median(name)) is not None]
+def _in_a_line(group: Group, cells: list[Timing]) -> str:
+    times = [f"{name} {ms:.3g}" for name in group.cells if (ms := group.median(name)) is not None]
     parts = [f"{', '.join(times) or 'nothing'} ms"]
     parts += [f"{cell['implementation']} {cell['status']}" for cell in cells if "reason" in cell]
     if any(cell.get("denormals_in_group") for cell in cells):

@@ -8,7 +8,7 @@ from matplotlib.patches import Patch
 
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.plots import CAPTION, LABEL, TICK, TITLE, png
-from benchmarks.step_time.report import Recorded, rows_of
+from benchmarks.step_time.report import Recorded, groups_of
 
 TOP = 2.5  # the highest bar; what is higher is drawn so high, with a gap and its number
 TEXT = 0.17  # the height of a number, about
@@ -16,7 +16,7 @@ TEXT = 0.17  # the height of a number, about
 
 def draw_ratios(recorded: Recorded) -> bytes:
     """Bars of ratios, a group for each set of parameters; below the line at 1 ours is faster."""
-    rows = rows_of(recorded)
+    rows = groups_of(recorded)
     models = list(dict.fromkeys(row.model for row in rows))
     optimizers = [name for name in OPTIMIZERS if any(row.optimizer == name for row in rows)]
     width = max(9.0, 1.5 + len(models) * (0.6 + 0.43 * len(optimizers)))

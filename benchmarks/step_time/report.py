@@ -64,7 +64,7 @@ RECORDED: Shape = {"cells": many(_is_cell)}
 
 
 @dataclass(frozen=True)
-class Row:
+class Group:
     """One algorithm on one set of parameters, timed in all implementations that there are."""
 
     model: str
@@ -101,11 +101,11 @@ class Row:
         return f"**ours, {1 / ratio:.2f}×**" if ratio < 1 else f"torch, {ratio:.2f}×"
 
 
-def rows_of(recorded: Recorded) -> list[Row]:
-    rows: dict[tuple[str, str], Row] = {}
+def groups_of(recorded: Recorded) -> list[Group]:
+    rows: dict[tuple[str, str], Group] = {}
     for cell in recorded["cells"]:
         key = cell["model"], cell["optimizer"]
-        rows.setdefault(key, Row(*key, {})).cells[cell["implementation"]] = cell
+        rows.setdefault(key, Group(*key, {})).cells[cell["implementation"]] = cell
     return list(rows.values())
 
 
@@ -118,7 +118,7 @@ HEADINGS = (
 
 def ratio_table(recorded: Recorded) -> str:
     lines = [list(HEADINGS)]
-    for row in rows_of(recorded):
+    for row in groups_of(recorded):
         ratios = [row.ratio(engine, engine) for engine in ENGINES] + [row.ratio("fused", "default")]
         lines.append(
             [
@@ -138,8 +138,8 @@ def _number(value: float | None) -> str:
     return NONE if value is None else f"{value:.2f}"
 
 
-def _best(row: Row, side: str) -> str:
-    best = row.best(side)
+def _best(group: Group, side: str) -> str:
+    best = group.best(side)
     return NONE if best is None else f"{best[1]:.3g} ({best[0]})"
 
 
@@ -204,7 +204,7 @@ def _all_measurements(recorded: Recorded) -> str:
             "rounds", "first step ms", "extra memory MiB", "bytes per parameter", "bandwidth",
         ]
     ]  # fmt: skip
-    for row in rows_of(recorded):
+    for row in groups_of(recorded):
         best = row.best("torch")
         for name, cell in row.cells.items():
             if cell["status"] != MEASURED:
@@ -235,7 +235,7 @@ def terminal_table(recorded: Recorded) -> Table:
     texts, numbers = ("parameters", "optimizer"), ("default", "best", "ours ms", "torch ms")
     for heading in (*texts, *numbers, "faster"):
         table.add_column(heading, justify="right" if heading in numbers else "left", no_wrap=True)
-    for row in rows_of(recorded):
+    for row in groups_of(recorded):
         table.add_row(
             recorded["models"][row.model]["title"],
             OPTIMIZERS[row.optimizer].title,

@@ -2,8 +2,8 @@
 
 A *group* is one algorithm on one set of parameters; its implementations are timed together, in
 rounds. In each round every implementation is visited once, in random order, so that whatever else
-the machine does meets all alike. A copy of a big tensor is visited, too: the bandwidth that it
-reaches is the limit of every step.
+the machine does disturbs all of them equally. A copy of a big tensor is visited, too: the bandwidth
+that it reaches is the limit of every step.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ IN_CACHE = (
     2**27
 )  # bytes; a step over less than this is timed with its data as the last step left it
 
-Cell = dict[str, Any]
+Timing = dict[str, Any]
 OnProgress = Callable[[str, float], None]
 
 
@@ -64,7 +64,7 @@ QUICK = Effort(rounds=5, few_rounds=3, seconds=0.2, warm_up=2, copied_bytes=2**2
 
 
 @dataclass
-class Entrant:
+class Implementation:
     """One implementation in a group, and its times."""
 
     name: str
@@ -104,7 +104,7 @@ class Entrant:
         gradients = [p.grad for p in parameters if p.grad is not None]
         return parameters + gradients + state_of(self.optimizer)
 
-    def result(self) -> Cell:
+    def result(self) -> Timing:
         return {
             "status": MEASURED,
             "median_ms": 1e3 * statistics.median(self.seconds),
@@ -120,7 +120,7 @@ class Entrant:
         return slow or self.rounds >= effort.rounds
 
 
-class Stopwatch:
+class Timer:
     """Times one group after another on a device.
 
     It remembers which implementations have run: only the first run of one pays for compilation.
@@ -138,53 +138,59 @@ class Stopwatch:
         model: str,
         shapes: Sequence[Shape],
         optimizer: str,
-        implementations: Sequence[str],
+        names: Sequence[str],
         on_progress: OnProgress = lambda stage, share: None,
-    ) -> list[Cell]:
-        """One cell for each implementation: its times, or the reason why there are none."""
+    ) -> list[Timing]:
+        """One timing for each implementation: its times, or the reason why there are none."""
         columns = state_columns(OPTIMIZERS[optimizer])
         numbers = sum(map(math.prod, shapes))
-        one = 4 * numbers * (2 + columns)  # bytes of parameters, gradients and state
-        layout = APART if one * len(implementations) <= self._budget() else SHARED
-        visit = (1, self._effort.steps_in_cache) if one < IN_CACHE else (0, 1)
+        size = 4 * numbers * (2 + columns)  # bytes of parameters, gradients and state
+        layout = APART if size * len(names) <= self._budget() else SHARED
+        visit = (1, self._effort.steps_in_cache) if size < IN_CACHE else (0, 1)
         moved = 4 * (2 + 1 + 2 * columns)  # p, g and state are read, p and state are written
 
         base = make_parameters(shapes, self._seed, self._device)
-        entrants, problems = self._enter(optimizer, implementations, base, layout, on_progress)
-        copy = Entrant("copy", self._device, lambda: self._target.copy_(self._source))
+        implementations, problems = self._prepare(optimizer, names, base, layout, on_progress)
+        copy = Implementation("copy", self._device, lambda: self._target.copy_(self._source))
         copy.step()
         chance = random.Random(f"{self._seed} {model} {optimizer}")
-        self._take_rounds(entrants, copy, visit, chance, on_progress)
+        self._take_rounds(implementations, copy, visit, chance, on_progress)
         if layout == APART:
             on_progress("comparing results", 1.0)
-            for name in differing(entrants):
+            for name in differing(implementations):
                 problems[name] = {"status": FAILED, "reason": "its results differ from torch's"}
-            entrants = [entrant for entrant in entrants if entrant.name not in problems]
+            implementations = [
+                implementation
+                for implementation in implementations
+                if implementation.name not in problems
+            ]
 
         common = {
-            "denormals_in_group": sum(count_denormals(entrant.tensors()) for entrant in entrants),
+            "denormals_in_group": sum(
+                count_denormals(implementation.tensors()) for implementation in implementations
+            ),
             "bytes_per_parameter": moved,
             "memory": layout,
             "timed_steps_per_visit": visit[1],
         }
         measured = {}
-        for entrant in entrants:
-            seconds = statistics.median(entrant.seconds)
+        for implementation in implementations:
+            seconds = statistics.median(implementation.seconds)
             bandwidth = 2 * self._effort.copied_bytes / statistics.median(copy.seconds)
-            measured[entrant.name] = (
-                entrant.result()
+            measured[implementation.name] = (
+                implementation.result()
                 | common
                 | {
-                    "first_in_process": (optimizer, entrant.name) not in self._have_run,
+                    "first_in_process": (optimizer, implementation.name) not in self._have_run,
                     "copy_bytes_per_second": bandwidth,
                     "bandwidth_share": moved * numbers / seconds / bandwidth,
                 }
             )
-            self._have_run.add((optimizer, entrant.name))
+            self._have_run.add((optimizer, implementation.name))
         return [
             {"model": model, "optimizer": optimizer, "implementation": name}
             | (measured.get(name) or problems[name])
-            for name in implementations
+            for name in names
         ]
 
     def _budget(self) -> int:
@@ -192,94 +198,94 @@ class Stopwatch:
         budget = self._effort.memory_budget
         return budget if free is None else min(budget, free // 2)
 
-    def _enter(
+    def _prepare(
         self,
         optimizer: str,
-        implementations: Sequence[str],
+        names: Sequence[str],
         base: list[nn.Parameter],
         layout: str,
         on_progress: OnProgress,
-    ) -> tuple[list[Entrant], dict[str, Cell]]:
+    ) -> tuple[list[Implementation], dict[str, Timing]]:
         """Those that could take their first steps, warmed up; and why the others could not."""
-        entrants: list[Entrant] = []
-        problems: dict[str, Cell] = {}
+        implementations: list[Implementation] = []
+        problems: dict[str, Timing] = {}
         state: dict[tuple[int, str], Tensor] = {}
-        for name in implementations:
+        for name in names:
             on_progress(f"first steps, {name}", 0.0)
             # The last one may have the originals.
-            own = base if layout == SHARED or name == implementations[-1] else cloned(base)
+            own = base if layout == SHARED or name == names[-1] else cloned(base)
             try:
-                entrant = _begin(name, OPTIMIZERS[optimizer], own, self._device)
+                implementation = _begin(name, OPTIMIZERS[optimizer], own, self._device)
             except NotImplementedError as reason:
                 problems[name] = {"status": UNAVAILABLE, "reason": _first_line(reason)}
                 continue
             except (RuntimeError, TypeError, ValueError) as reason:
                 problems[name] = {"status": FAILED, "reason": _first_line(reason)}
                 continue
-            if layout == SHARED and entrant.optimizer is not None:
-                share_state(entrant.optimizer, state)
+            if layout == SHARED and implementation.optimizer is not None:
+                share_state(implementation.optimizer, state)
             for _ in range(self._effort.warm_up):
-                entrant.step()
-            peaks = [peak_extra_bytes(entrant.step, self._device) for _ in range(3)]
+                implementation.step()
+            peaks = [peak_extra_bytes(implementation.step, self._device) for _ in range(3)]
             known = [peak for peak in peaks if peak is not None]
-            entrant.peak = int(statistics.median(known)) if known else None
-            entrants.append(entrant)
-        return entrants, problems
+            implementation.peak = int(statistics.median(known)) if known else None
+            implementations.append(implementation)
+        return implementations, problems
 
     def _take_rounds(
         self,
-        entrants: list[Entrant],
-        copy: Entrant,
+        implementations: list[Implementation],
+        copy: Implementation,
         visit: tuple[int, int],
         chance: random.Random,
         on_progress: OnProgress,
     ) -> None:
-        going = entrants
+        active = implementations
         with _no_garbage_collection():
-            while going:
-                for entrant in chance.sample([*going, copy], len(going) + 1):
-                    entrant.visit(*((0, 1) if entrant is copy else visit))
-                on_progress("timing", going[0].rounds / self._effort.rounds)
-                going = [e for e in going if not e.has_enough(self._effort)]
+            while active:
+                for implementation in chance.sample([*active, copy], len(active) + 1):
+                    implementation.visit(*((0, 1) if implementation is copy else visit))
+                on_progress("timing", active[0].rounds / self._effort.rounds)
+                active = [i for i in active if not i.has_enough(self._effort)]
 
 
 def _begin(
     name: str, entry: OptimizerEntry, parameters: list[nn.Parameter], device: torch.device
-) -> Entrant:
-    """An entrant that has taken its first step, timed apart: it makes the state and compiles."""
+) -> Implementation:
+    """An implementation after its first step, timed apart: it makes the state and compiles."""
     optimizer = maker(name, entry, lr=LR)(parameters)
-    entrant = Entrant(name, device, optimizer.step, optimizer)
-    entrant.first_step = entrant.time()
-    return entrant
+    implementation = Implementation(name, device, optimizer.step, optimizer)
+    implementation.first_step = implementation.time()
+    return implementation
 
 
-def differing(entrants: Sequence[Entrant]) -> list[str]:
+def differing(implementations: Sequence[Implementation]) -> list[str]:
     """Those whose parameters or state differ from the last one's after as many steps.
 
     Where two round differently, they may be some units in the last place apart.
     """
-    for entrant in entrants:
-        while entrant.steps < max(other.steps for other in entrants):
-            entrant.step()
+    for implementation in implementations:
+        while implementation.steps < max(other.steps for other in implementations):
+            implementation.step()
 
     def same(a: Tensor, b: Tensor) -> bool:
         return torch.allclose(a, b, rtol=1e-5, atol=0)
 
-    reference = entrants[-1].tensors() if entrants else []
+    reference = implementations[-1].tensors() if implementations else []
     return [
-        entrant.name
-        for entrant in entrants
-        if not all(same(*pair) for pair in zip(entrant.tensors(), reference, strict=True))
+        implementation.name
+        for implementation in implementations
+        if not all(same(*pair) for pair in zip(implementation.tensors(), reference, strict=True))
     ]
 
 
 def percentile(values: Sequence[float], share: float) -> float:
     """Between the neighbours in rank, in proportion."""
     ranked = sorted(values)
-    place = share * (len(ranked) - 1)
-    below = math.floor(place)
+    rank = share * (len(ranked) - 1)
+    below = math.floor(rank)
     above = min(below + 1, len(ranked) - 1)
-    return ranked[below] + (place - below) * (ranked[above] - ranked[below])
+    return ranked[below] + (rank - below) * (ranked[above] - ranked[below])
 
 
 def _first_line(reason: Exception) -> str:

@@ -92,7 +92,7 @@ COMMANDS = {
         lambda *more: step_time.main(
             [*ONE, "--models", "mnist", "--engine", "loop", *more], EFFORT
         ),
-        "benchmarks.step_time.timer:Stopwatch.measure",
+        "benchmarks.step_time.timer:Timer.measure",
     ),
     "equivalence": Command(
         lambda *more: equivalence.main(

@@ -35,7 +35,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_summary_has_every_run_and_every_pair_of_twins(finished: Path) -> None:
+def test_the_summary_has_every_run_and_every_comparison(finished: Path) -> None:
     summary = read(finished / "summary.json")
     assert summary["dataset"] == SYNTHETIC_NAME
     assert summary["settings"]["lr"] == {"momentum": 0.05, "adam": 0.001}
@@ -57,7 +57,7 @@ def test_the_summary_has_every_run_and_every_pair_of_twins(finished: Path) -> No
             assert run[name] > 0
         for name in ("train_accuracy", "test_accuracy", "optimizer_share"):
             assert 0 < run[name] < 1
-    assert summary["twins"] == [
+    assert summary["comparisons"] == [
         {
             "net": net,
             "optimizer": optimizer,
@@ -133,7 +133,7 @@ def test_the_terminal_shows_tables_and_the_next_command(
     assert job(*TWO) == 0
     shown = capsys.readouterr().out
     assert f"{SYNTHETIC_NAME}: deep ReLU net" in shown
-    assert "2 of 2 pairs of twins are equal, bit for bit" in shown
+    assert "2 of 2 pairs are equal, bit for bit" in shown
     assert f"tensorboard --logdir {tmp_path / 'job'}\n" in shown
     assert max(map(len, shown.splitlines()[-20:])) <= 80 + len(str(tmp_path))
 
@@ -143,12 +143,13 @@ def test_without_reference_only_ours_is_trained(job: Job, tmp_path: Path) -> Non
     assert set(run_files(tmp_path / "job")) == {"relu/sgd/ours", "relu/adam/ours"}
     summary = read(tmp_path / "job" / "summary.json")
     assert len(summary["runs"]) == 2
-    assert summary["twins"] == []
+    assert summary["comparisons"] == []
 
 
 def test_a_loss_that_grows_without_end_is_called_diverged_and_takes_few_digits() -> None:
     run = {
-        "net": "relu", "optimizer": "adam", "lr": 1e3, "optimizer_ms_per_step": 1.0, "twin": None,
+        "net": "relu", "optimizer": "adam", "lr": 1e3, "optimizer_ms_per_step": 1.0,
+        "comparison": None,
         "optimizer_share": 0.5, "diverged": False, "diverged_at_step": None, "test_accuracy": 0.1,
         "train_accuracy": 0.1, "train_loss": 1.234567e24, "test_loss": 2e24,
     }  # fmt: skip
@@ -282,7 +283,7 @@ def test_the_help_names_the_variable_and_the_defaults(capsys: pytest.CaptureFixt
     DATA_DIR_VARIABLE not in os.environ,
     reason=f"needs the real MNIST; {DATA_DIR_VARIABLE} names its directory",
 )
-def test_on_the_real_mnist_a_relu_net_learns_and_the_twins_are_equal(
+def test_on_the_real_mnist_a_relu_net_learns_and_the_pair_is_equal(
     tmp_path: Path, no_pictures: None
 ) -> None:
     out = tmp_path / "job"
@@ -290,6 +291,6 @@ def test_on_the_real_mnist_a_relu_net_learns_and_the_twins_are_equal(
     assert main([*arguments, "--out", str(out)]) == 0
     summary = read(out / "summary.json")
     assert summary["dataset"] == MNIST_NAME
-    assert summary["twins"][0]["max_abs_loss_difference"] == 0
-    assert summary["twins"][0]["parameters_equal"]
+    assert summary["comparisons"][0]["max_abs_loss_difference"] == 0
+    assert summary["comparisons"][0]["parameters_equal"]
     assert summary["runs"][0]["test_accuracy"] > 0.94

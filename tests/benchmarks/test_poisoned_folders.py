@@ -53,7 +53,7 @@ OF_A_JOB = [
 ]  # fmt: skip
 OF_A_RUN = [
     ("net", "sigmoid"), ("optimizer", EVIL), ("implementation", "torch"), ("lr", -1),
-    ("test_accuracy", 2), ("train_loss", "0.1"), ("twin", {}), ("curves.test.loss", [0.1]),
+    ("test_accuracy", 2), ("train_loss", "0.1"), ("comparison", {}), ("curves.test.loss", [0.1]),
     ("curves.test", None), ("curves.layers.gradient_norm", {}), ("diverged", 0),
     ("dataset", "<b>"), ("optimizer_ms_per_step", 0),
 ]  # fmt: skip

@@ -45,7 +45,9 @@ def test_a_batch_is_shared_out_evenly_or_seen_by_all(monkeypatch: pytest.MonkeyP
     for images in (6, 7, 1):
         for rank in range(3):
             monkeypatch.setenv("RANK", str(rank))
-            parts.setdefault(images, []).append(processes.my_part(torch.arange(images)).tolist())
+            parts.setdefault(images, []).append(
+                processes.local_batch(torch.arange(images)).tolist()
+            )
     assert parts == {6: [[0, 1], [2, 3], [4, 5]], 7: [list(range(7))] * 3, 1: [[0]] * 3}
 
 
@@ -62,4 +64,4 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     for a, b in zip(together["runs"], alone["runs"], strict=True):
         # A mean of means is rounded otherwise than the mean, and Adam magnifies small gradients.
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-3)
-    assert all(twin["parameters_equal"] for twin in together["twins"])
+    assert all(pair["parameters_equal"] for pair in together["comparisons"])

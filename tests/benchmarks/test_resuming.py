@@ -59,7 +59,7 @@ def test_resuming_loses_nothing_and_repeats_nothing(
     assert signal.getsignal(signal.SIGTERM) is handler
     kept = run_files(out)
     assert set(kept) == {"relu/sgd/ours", "relu/sgd/torch"}
-    assert len(read(out / "summary.json")["twins"]) == 1
+    assert len(read(out / "summary.json")["comparisons"]) == 1
 
     # As after a crash, where nothing could be tidied up.
     (out / "relu" / "adam" / "ours").mkdir(parents=True)

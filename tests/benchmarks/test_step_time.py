@@ -24,16 +24,16 @@ from benchmarks.common.memory import peak_extra_bytes
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.shapes import MODELS
 from benchmarks.step_time import __main__ as step_time
-from benchmarks.step_time import timer as stopwatch
+from benchmarks.step_time import timer
 from benchmarks.step_time.__main__ import main
 from benchmarks.step_time.figures import TOP, draw_bars, draw_ratios
 from benchmarks.step_time.report import (
     doubts,
+    groups_of,
     ratio_table,
     report,
-    rows_of,
 )
-from benchmarks.step_time.timer import APART, SHARED, Effort, Stopwatch, percentile
+from benchmarks.step_time.timer import APART, SHARED, Effort, Timer, percentile
 from tests.benchmarks.files import read
 
 CPU = torch.device("cpu")
@@ -113,7 +113,7 @@ def test_each_implementation_is_asked_for_by_torchs_arguments() -> None:
 @pytest.mark.parametrize("layout", [APART, SHARED])
 def test_a_group_has_a_cell_for_each_implementation(layout: str) -> None:
     effort = Effort(**{**vars(TINY), "memory_budget": 2**30 if layout == APART else 0})
-    watch = Stopwatch(CPU, effort, 0)
+    watch = Timer(CPU, effort, 0)
     cells = watch.measure("tiny", SHAPES, "adam", NOT_FUSED)
     assert [cell["implementation"] for cell in cells] == list(NOT_FUSED)
     for cell in cells:
@@ -141,9 +141,9 @@ def test_what_is_not_there_or_fails_is_told_apart(monkeypatch: pytest.MonkeyPatc
             raise RuntimeError("no compiler")
         return make(name, *rest, **options)
 
-    monkeypatch.setattr(stopwatch, "maker", some)
+    monkeypatch.setattr(timer, "maker", some)
     names = ("ours-fused", "ours-loop", "torch-loop")
-    cells = Stopwatch(CPU, TINY, 0).measure("tiny", SHAPES, "sgd", names)
+    cells = Timer(CPU, TINY, 0).measure("tiny", SHAPES, "sgd", names)
     assert [(cell["status"], cell.get("reason")) for cell in cells] == [
         ("not available", "not yet"),
         ("failed", "no compiler"),
@@ -156,8 +156,8 @@ def test_results_that_differ_from_torchs_are_no_times(monkeypatch: pytest.Monkey
         wrong = {"lr": 20 * LR} if name == "ours-foreach" else {}
         return maker(name, *args, **(options | wrong))
 
-    monkeypatch.setattr(stopwatch, "maker", some)
-    cells = Stopwatch(CPU, TINY, 0).measure("tiny", SHAPES, "sgd", NOT_FUSED)
+    monkeypatch.setattr(timer, "maker", some)
+    cells = Timer(CPU, TINY, 0).measure("tiny", SHAPES, "sgd", NOT_FUSED)
     status = {cell["implementation"]: cell["status"] for cell in cells}
     assert status == {
         name: "failed" if name == "ours-foreach" else "measured" for name in NOT_FUSED
@@ -172,14 +172,14 @@ def test_the_order_of_visits_changes_and_the_slow_leave_early(
 ) -> None:
     visits: list[str] = []
 
-    def visit(self: stopwatch.Entrant, untimed: int, timed: int) -> None:
+    def visit(self: timer.Implementation, untimed: int, timed: int) -> None:
         visits.append(self.name)
         self.rounds += 1
         self.seconds.append(1.0 if self.name == "torch-default" else 0.001)
 
-    monkeypatch.setattr(stopwatch.Entrant, "visit", visit)
+    monkeypatch.setattr(timer.Implementation, "visit", visit)
     effort = Effort(**{**vars(TINY), "rounds": 20, "few_rounds": 4, "seconds": 2.0})
-    Stopwatch(CPU, effort, 0).measure("tiny", SHAPES, "adam", NOT_FUSED)
+    Timer(CPU, effort, 0).measure("tiny", SHAPES, "adam", NOT_FUSED)
     assert visits.count("torch-default") == 4
     assert all(visits.count(name) == 20 for name in ("ours-default", "torch-fused", "copy"))
     rounds = [tuple(visits[start : start + 5]) for start in range(0, 20, 5)]
@@ -223,7 +223,7 @@ def recorded(**milliseconds: float) -> dict[str, Any]:
 
 def test_ratios_are_ours_divided_by_torchs() -> None:
     some = recorded(ours_default=3.0, ours_fused=1.0, torch_default=6.0, torch_fused=2.0)
-    (row,) = rows_of(some)
+    (row,) = groups_of(some)
     assert row.ratio_of_bests() == 0.5
     assert row.ratio("default", "default") == 0.5
     assert row.ratio("fused", "default") == pytest.approx(1 / 6)
@@ -238,7 +238,7 @@ def test_ratios_are_ours_divided_by_torchs() -> None:
     ("ours", "verdict"), [(1.02, "equal"), (0.5, "**ours, 2.00×**"), (2.0, "torch, 2.00×")]
 )
 def test_the_verdict_names_the_faster(ours: float, verdict: str) -> None:
-    (row,) = rows_of(recorded(ours_loop=ours, torch_loop=1.0))
+    (row,) = groups_of(recorded(ours_loop=ours, torch_loop=1.0))
     assert row.verdict() == verdict
 
 
@@ -290,15 +290,15 @@ def test_the_command_writes_json_table_and_chart(
 def test_an_interrupted_job_keeps_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measure = Stopwatch.measure
+    measure = Timer.measure
 
-    def interrupted(self: Stopwatch, model: str, shapes: Any, optimizer: str, *rest: Any) -> Any:
+    def interrupted(self: Timer, model: str, shapes: Any, optimizer: str, *rest: Any) -> Any:
         if optimizer == "momentum":
             assert len(read(tmp_path / "step_time.json")["cells"]) == 2, "it is written at once"
             raise KeyboardInterrupt
         return measure(self, model, shapes, optimizer, *rest)
 
-    monkeypatch.setattr(Stopwatch, "measure", interrupted)
+    monkeypatch.setattr(Timer, "measure", interrupted)
     arguments = ["--models", "tiny", "--engine", "loop", "--out", str(tmp_path)]
     assert main(arguments, TINY) == 130
     assert len(read(tmp_path / "step_time.json")["cells"]) == 2
@@ -328,7 +328,7 @@ def test_bad_input_is_refused_before_anything_is_timed(
     def refuse(*arguments: Any) -> NoReturn:
         raise AssertionError("something was timed")
 
-    monkeypatch.setattr(step_time, "Stopwatch", refuse)
+    monkeypatch.setattr(step_time, "Timer", refuse)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""One pair of twins: what they share, what is measured, and that a difference would be seen."""
+"""A pair of runs, ours and torch's: what they share, what is measured, and how they differ."""
 
 from __future__ import annotations
 
@@ -48,44 +48,47 @@ def flaw(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("engine", ["default", "loop", "foreach"])
-def test_twins_are_equal_bit_for_bit(
+def test_runs_are_equal_bit_for_bit(
     optimizer: str, engine: str, digits: Digits, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(
         CONFIG, optimizer=optimizer, lr=OPTIMIZERS[optimizer].lr, engine=engine
     )
     runs = runs_of(config, digits, tmp_path)
-    assert runs["scratch"]["twin"] == {"max_abs_loss_difference": 0, "parameters_equal": True}
+    assert runs["scratch"]["comparison"] == {"max_abs_loss_difference": 0, "parameters_equal": True}
     assert runs["scratch"]["curves"]["epochs"] == runs["torch"]["curves"]["epochs"]
     assert runs["scratch"]["train_loss"] < runs["scratch"]["curves"]["epochs"][0]["train_loss"]
 
 
-def test_twins_that_differ_are_told_apart(
+def test_runs_that_differ_are_told_apart(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flaw(monkeypatch, 1.0001)
-    twin = runs_of(CONFIG, digits, tmp_path)["scratch"]["twin"]
-    assert 0 < twin["max_abs_loss_difference"] < 0.01
-    assert not twin["parameters_equal"]
+    comparison = runs_of(CONFIG, digits, tmp_path)["scratch"]["comparison"]
+    assert 0 < comparison["max_abs_loss_difference"] < 0.01
+    assert not comparison["parameters_equal"]
 
 
-def test_a_twin_that_diverges_alone_is_not_called_equal(
+def test_a_run_that_diverges_alone_is_not_called_equal(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flaw(monkeypatch, math.inf)
     runs = runs_of(CONFIG, digits, tmp_path)
     assert runs["scratch"]["diverged"]
     assert not runs["torch"]["diverged"]
-    assert runs["scratch"]["twin"] == {"max_abs_loss_difference": None, "parameters_equal": False}
+    assert runs["scratch"]["comparison"] == {
+        "max_abs_loss_difference": None,
+        "parameters_equal": False,
+    }
 
 
-def test_twins_that_diverge_alike_are_equal(digits: Digits, tmp_path: Path) -> None:
+def test_runs_that_diverge_together_are_equal(digits: Digits, tmp_path: Path) -> None:
     runs = runs_of(dataclasses.replace(CONFIG, optimizer="sgd", lr=1e30), digits, tmp_path)
     for run in runs.values():
         assert run["diverged"]
         assert run["diverged_at_step"] == 2, "the first loss is that of the initial weights"
         assert run["train_loss"] is None
-    assert runs["scratch"]["twin"] == {"max_abs_loss_difference": 0, "parameters_equal": True}
+    assert runs["scratch"]["comparison"] == {"max_abs_loss_difference": 0, "parameters_equal": True}
 
 
 def test_every_epoch_shows_each_image_once_in_a_new_order() -> None:
