@@ -48,20 +48,28 @@ def add_names(
     )
 
 
+def add_number(
+    options: OptionGroup, option: str, help: str, default: Any = None, limits: str = ""
+) -> None:
+    """A whole number within the limits of the option's own name, or of another one."""
+    options.add_argument(
+        f"--{option}",
+        type=whole_number(limits or option.replace("-", "_")),
+        default=default,
+        metavar="N",
+        help=help,
+    )
+
+
 def add_budget(options: OptionGroup, budgets: Mapping[str, str], default: str = "standard") -> None:
     """How much is run; each budget with a few words on it."""
     texts = "; ".join(f"{name}: {text}" for name, text in budgets.items())
-    add_choice(options, "budget", budgets, f"{texts} (default: {default})", default)
+    shown = "standard" if default == ABSENT else default
+    add_choice(options, "budget", budgets, f"{texts} (default: {shown})", default)
 
 
 def add_seed(options: OptionGroup, of_what: str, default: int | str = 0) -> None:
-    options.add_argument(
-        "--seed",
-        type=whole_number("seed"),
-        default=default,
-        metavar="N",
-        help=f"of {of_what} (default: 0)",
-    )
+    add_number(options, "seed", f"of {of_what} (default: 0)", default)
 
 
 def add_device(options: OptionGroup, default: str = "auto") -> None:

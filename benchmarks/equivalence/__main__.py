@@ -24,12 +24,18 @@ from benchmarks.common.command import (
     pick_device,
     run,
     say,
-    whole_number,
 )
 from benchmarks.common.implementations import ENGINES
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.option_cases import OPTION_CASES, Options
-from benchmarks.common.options import add_budget, add_device, add_names, add_out, add_seed
+from benchmarks.common.options import (
+    add_budget,
+    add_device,
+    add_names,
+    add_number,
+    add_out,
+    add_seed,
+)
 from benchmarks.common.reading import begin_results
 from benchmarks.common.record import conditions, write_atomically, write_json
 from benchmarks.common.workers import workers
@@ -104,12 +110,7 @@ def build_parser() -> Parser:
             "standard": f"{STEPS} steps of all",
         },
     )
-    parser.add_argument(
-        "--steps",
-        type=whole_number("steps"),
-        metavar="N",
-        help="how many steps are compared (default: of the budget)",
-    )
+    add_number(parser, "steps", "how many steps are compared (default: of the budget)")
     add_seed(parser, "parameters and gradients")
     add_out(parser)
     return parser

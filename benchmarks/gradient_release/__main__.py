@@ -18,10 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common.command import Job, Parser, conduct, pick_device, run, say, whole_number
+from benchmarks.common.command import Job, Parser, conduct, pick_device, run, say
 from benchmarks.common.memory import peak_extra_bytes
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.options import add_budget, add_device, add_names, add_out, add_seed
+from benchmarks.common.options import (
+    add_budget,
+    add_device,
+    add_names,
+    add_number,
+    add_out,
+    add_seed,
+)
 from benchmarks.common.reading import (
     Shape,
     among,
@@ -130,12 +137,7 @@ def build_parser() -> Parser:
     }
     add_budget(parser, sizes)
     for name in ("width", "layers"):
-        parser.add_argument(
-            f"--{name}",
-            type=whole_number(name),
-            metavar="N",
-            help="of the model, a chain of square layers (default: of the budget)",
-        )
+        add_number(parser, name, "of the model, a chain of square layers (default: of the budget)")
     add_device(parser)
     add_seed(parser, "parameters and data")
     add_out(parser)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.common.command import Parser, name_among, whole_number
+from benchmarks.common.command import Parser, name_among
 from benchmarks.common.data import TEST_SIZE, TRAIN_SIZE
 from benchmarks.common.implementations import ENGINES
 from benchmarks.common.nets import ACTIVATIONS, DEPTH, WIDTH
@@ -18,6 +18,7 @@ from benchmarks.common.options import (
     add_data,
     add_device,
     add_names,
+    add_number,
     add_out,
     add_seed,
 )
@@ -77,12 +78,8 @@ def build_parser() -> Parser:
     )
     add_names(what, "optimizers", OPTIMIZERS, " ".join(DEFAULT_NAMES))
     add_names(what, "nets", ACTIVATIONS, "both")
-    what.add_argument(
-        "--depth", type=whole_number("depth"), metavar="N", help=_hint("hidden layers", "depth")
-    )
-    what.add_argument(
-        "--width", type=whole_number("width"), metavar="N", help=_hint("units in each", "width")
-    )
+    add_number(what, "depth", _hint("hidden layers", "depth"), ABSENT)
+    add_number(what, "width", _hint("units in each", "width"), ABSENT)
     what.add_argument(
         "--no-reference",
         dest="reference",
@@ -99,17 +96,12 @@ def build_parser() -> Parser:
         action=argparse.BooleanOptionalAction,
         help="capture a step in a CUDA graph and replay it (default: on a GPU)",
     )
-    how.add_argument(
-        "--epochs",
-        type=whole_number("epochs"),
-        metavar="N",
-        help="passes over the images (default: of the budget)",
-    )
-    how.add_argument(
-        "--batch-size",
-        type=whole_number("batch_size"),
-        metavar="N",
-        help=_hint("images in a batch; the last of an epoch may have fewer", "batch_size"),
+    add_number(how, "epochs", "passes over the images (default: of the budget)", ABSENT)
+    add_number(
+        how,
+        "batch-size",
+        _hint("images in a batch; the last of an epoch may have fewer", "batch_size"),
+        ABSENT,
     )
     rates = ", ".join(f"{name}={OPTIMIZERS[name].lr:g}" for name in OPTIMIZERS)
     how.add_argument(
@@ -125,18 +117,8 @@ def build_parser() -> Parser:
 
     data = parser.add_argument_group("the data")
     add_data(data, ABSENT)
-    data.add_argument(
-        "--train-size",
-        type=whole_number("train_size"),
-        metavar="N",
-        help="training images (default: of the budget)",
-    )
-    data.add_argument(
-        "--test-size",
-        type=whole_number("test_size"),
-        metavar="N",
-        help="test images (default: of the budget)",
-    )
+    add_number(data, "train-size", "training images (default: of the budget)", ABSENT)
+    add_number(data, "test-size", "test images (default: of the budget)", ABSENT)
 
     result = parser.add_argument_group("the result")
     add_out(result, "directory of this job")

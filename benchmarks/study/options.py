@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.command import Parser, whole_number
+from benchmarks.common.command import Parser
 from benchmarks.common.nets import ACTIVATIONS
 from benchmarks.common.options import (
     ABSENT,
@@ -18,6 +18,7 @@ from benchmarks.common.options import (
     add_data,
     add_device,
     add_names,
+    add_number,
     add_out,
 )
 from benchmarks.study.protocol import BUDGETS, TUNED, Study
@@ -78,24 +79,16 @@ def build_parser() -> Parser:
         ("train-size", "training images; a sixth of them validates instead"),
         ("test-size", "test images"),
     ):
-        of_budget = f"{text} (default: of the budget)"
-        what.add_argument(
-            f"--{name}",
-            type=whole_number(name.replace("-", "_")),
-            metavar="N",
-            default=ABSENT,
-            help=of_budget,
-        )
+        add_number(what, name, f"{text} (default: of the budget)", ABSENT)
 
     data = parser.add_argument_group("the data")
     add_data(data)
 
     how = parser.add_argument_group("how it is run")
-    how.add_argument(
-        "--workers",
-        type=whole_number("workers"),
-        metavar="N",
-        help="processes, of one thread each; 0 trains in this one (default: one for each core, or "
+    add_number(
+        how,
+        "workers",
+        "processes, of one thread each; 0 trains in this one (default: one for each core, or "
         "one on a GPU)",
     )
     how.add_argument(
@@ -103,11 +96,10 @@ def build_parser() -> Parser:
         metavar="ADDRESS",
         help="the Dask scheduler whose workers train, instead of processes of this machine",
     )
-    how.add_argument(
-        "--stack",
-        type=whole_number("stack"),
-        metavar="K",
-        help="train up to K trials at once, as one net of K times the parameters (default: 16 on a "
+    add_number(
+        how,
+        "stack",
+        "train up to K trials at once, as one net of K times the parameters (default: 16 on a "
         "GPU; 1 elsewhere, for there it is not faster)",
     )
     add_device(how)

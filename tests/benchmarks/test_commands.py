@@ -277,6 +277,7 @@ def test_the_same_options_have_the_same_names(name: str) -> None:
     options = {option for action in parser._actions for option in action.option_strings}
     assert options >= {"--budget", "--out", "--resume", "--record", "--help"}
     assert parser.prog == f"python -m benchmarks.{name}"
+    assert argparse.SUPPRESS not in parser.format_help()
     for old in ("quick", "foreach", "engines", "implementations"):
         assert f"--{old}" not in options
 
