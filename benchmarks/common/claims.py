@@ -1,7 +1,7 @@
-"""An output folder belongs to one command at a time, and nothing is written outside it.
+"""Locks on output folders: one command works in a folder at a time, and writes nothing outside it.
 
-Whoever writes or deletes asks `check` before: a folder that was removed meanwhile is not made anew,
-one that took its place is left alone, and a link in a folder from elsewhere leads nowhere.
+Call `check` before writing or deleting: it fails if the folder was removed or replaced meanwhile,
+or if a link in it leads outside.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Taken(Exception):
 
 
 class _Claim:
-    """A folder, known again by a `mark`: the lock in it, or the folder itself."""
+    """A folder, identified by the inode of `mark`: the lock in it, or the folder itself."""
 
     def __init__(self, folder: Path, mark: str = ".") -> None:
         self.folder, self._real = folder.absolute(), folder.resolve()
@@ -47,7 +47,7 @@ _claims: list[_Claim] = []  # of this process
 
 
 def check(path: Path) -> None:
-    """Refuse to write to a path in a claimed folder that is gone, or that a link leads out of.
+    """Refuse a path in a claimed folder if the folder is gone or a link leads out of it.
 
     Raises:
         OSError: with the folder's name.
@@ -58,7 +58,7 @@ def check(path: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Delete a folder with all that is in it, but not one that took the place of ours.
+    """Delete a folder and its contents, unless it replaced the one that was claimed.
 
     Raises:
         OSError: with the folder's name.
@@ -70,7 +70,7 @@ def clear(folder: Path) -> None:
 
 @contextmanager
 def shared(folder: Path) -> Iterator[None]:
-    """Write into a folder beside the command that has it."""
+    """Write into a folder that another command may have claimed."""
     claim = _Claim(folder)
     _claims.append(claim)
     try:
@@ -84,8 +84,8 @@ def shared(folder: Path) -> Iterator[None]:
 def claimed(folder: Path) -> Iterator[None]:
     """Make the folder and lock it; the lock ends with the process, however that ends.
 
-    A signal must not raise while this begins or ends: hold it.
-    Afterwards the lock is removed, and so is what was made if nothing was written to it.
+    Hold signals while this begins and ends. At the end the lock is removed, and so is every folder
+    that was made and is still empty.
 
     Raises:
         Taken: another command has it.

@@ -1,4 +1,4 @@
-"""What every command has: its parser, how it begins, is interrupted and ends, progress bars."""
+"""The skeleton of every command: parser, start, interruption, end, progress bars."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ LIMITS = {
 
 
 class CannotRun(Exception):
-    """What was asked for is impossible; the text says why in one line."""
+    """What was asked for is impossible; the message says why in one line."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -290,7 +290,7 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def _is_too_big(problem: BaseException) -> bool:
-    """Whether memory cannot be had. Of torch's own words for it most are plain RuntimeErrors."""
+    """Whether memory ran out. Most of torch's errors for that are plain RuntimeErrors."""
     return isinstance(problem, (MemoryError, OverflowError, torch.OutOfMemoryError)) or (
         isinstance(problem, RuntimeError)
         and re.search(
@@ -311,7 +311,7 @@ def _last_words(job: Job, what: str) -> None:
 
 @contextmanager
 def _quiet_threads() -> Iterator[None]:
-    """TensorBoard's thread hands its errors to the main thread, and prints them as well."""
+    """TensorBoard's thread passes its errors to the main thread; it need not print them, too."""
     before = threading.excepthook
 
     def hook(problem: threading.ExceptHookArgs) -> None:
@@ -326,12 +326,12 @@ def _quiet_threads() -> Iterator[None]:
 
 
 def reason(problem: OSError | ValueError) -> str:
-    """Why, without the name of the file, which the caller says better."""
+    """Why it failed, without the name of the file, which the caller adds."""
     return getattr(problem, "strerror", None) or str(problem)
 
 
 def in_a_line(text: str) -> str:
-    """Without line breaks and what moves a terminal's cursor: names and files can hold anything."""
+    """Without line breaks and control characters: names and files can hold anything."""
     return _printable(" ".join(text.split()))
 
 
@@ -399,7 +399,7 @@ def say(console: Console, text: str) -> None:
 
 
 def bars(console: Console) -> Progress:
-    """Bars on a terminal; elsewhere nothing, for there the lines that are printed suffice."""
+    """Progress bars on a terminal; elsewhere none, because the printed lines suffice."""
     from rich import progress
 
     return progress.Progress(

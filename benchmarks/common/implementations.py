@@ -1,7 +1,7 @@
-"""Implementations of an algorithm on equal parameters: whose steps are timed.
+"""Implementations of an algorithm on equal parameters, to be timed or compared.
 
-Values are chosen so that no number is denormal, then or later: a CPU takes several times as long
-for those, and a table of times would show who met them.
+Values are chosen so that no number ever becomes denormal: a CPU takes several times as long for
+those, which would distort the times.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIDES = ("ours", "torch")
 IMPLEMENTATIONS = tuple(f"{side}-{engine}" for side in SIDES for engine in ENGINES)
 
 LR = 1e-6  # so small that no value nears zero, however many steps are taken
-PIECE = 2**24  # elements that are looked at together
+CHUNK = 2**24  # elements that are checked together
 
 
 def make_parameters(shapes: Sequence[Shape], seed: int, device: torch.device) -> list[nn.Parameter]:
@@ -69,7 +69,7 @@ def maker(name: str, entry: OptimizerEntry, **options: Any) -> Callable[..., tor
 
 
 def share_state(optimizer: torch.optim.Optimizer, shared: dict[tuple[int, str], Tensor]) -> None:
-    """Let an optimizer work on the state of those before it; its own, but for the step, is freed.
+    """Let an optimizer share the state of those before it; its own, except the step, is freed.
 
     Loading a checkpoint does not copy tensors that already have the right dtype and device.
     """
@@ -85,7 +85,7 @@ def share_state(optimizer: torch.optim.Optimizer, shared: dict[tuple[int, str], 
 
 
 def state_columns(entry: OptimizerEntry) -> int:
-    """How many numbers of state torch's optimizer keeps for each parameter."""
+    """How many state values torch's optimizer keeps for each parameter element."""
     (p,) = make_parameters([(3,)], 0, torch.device("cpu"))
     optimizer = entry.reference([p], lr=LR, **entry.options)
     optimizer.step()
@@ -104,7 +104,7 @@ def state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 def count_denormals(tensors: Sequence[Tensor]) -> int:
     """Numbers so small that a CPU takes a slow path for them."""
     return sum(
-        int(((piece != 0) & (piece.abs() < torch.finfo(piece.dtype).tiny)).sum())
+        int(((chunk != 0) & (chunk.abs() < torch.finfo(chunk.dtype).tiny)).sum())
         for tensor in tensors
-        for piece in tensor.detach().reshape(-1).split(PIECE)
+        for chunk in tensor.detach().reshape(-1).split(CHUNK)
     )

@@ -1,6 +1,6 @@
-"""Training in several processes at once, each on its part of every batch, as torchrun starts them.
+"""Data-parallel training in the processes that torchrun starts.
 
-Started without torchrun there is one process, and everything here is as good as absent.
+Without torchrun there is one process, and nothing here has an effect.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def count() -> int:
 
 
 def rank() -> int:
-    """This process's number. The first one, 0, speaks for all."""
+    """This process's number. Process 0 writes the results."""
     return int(os.environ.get("RANK", "0"))
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Let the processes find each other, and part in the end."""
+    """Join the process group, and leave it at the end."""
     if count() == 1:
         yield
         return
@@ -41,7 +41,7 @@ def joined() -> Iterator[None]:
 
 
 def broadcast(content: Any = None) -> Any:
-    """What the first process says, in all of them."""
+    """Send an object from process 0 to all others."""
     box = [content]
     if count() > 1:
         dist.broadcast_object_list(box, src=0)
@@ -49,10 +49,9 @@ def broadcast(content: Any = None) -> Any:
 
 
 def local_batch(batch: Tensor) -> Tensor:
-    """This process's share of a batch, or all of it where it cannot be shared out evenly.
+    """This process's part of a batch, or all of it if the batch does not divide evenly.
 
-    The mean of the gradients of unequal parts would not be the gradient of the batch, and a part
-    of no images has none.
+    The mean of the gradients of unequal parts would not be the gradient of the batch.
     """
     return batch.chunk(count())[rank()] if len(batch) % count() == 0 else batch
 

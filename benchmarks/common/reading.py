@@ -1,7 +1,7 @@
-"""Read results that may come from anywhere: nothing in them is believed before it is looked at.
+"""Read files of results, which may come from anywhere, and validate them.
 
-A shape says what a file must hold: a check for each name, or a shape again. Whatever else the file
-holds goes nowhere.
+A shape says what a file must hold: for each name a check, or another shape. Whatever else the file
+holds is not used.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def yes_or_no(value: Any) -> bool:
 
 
 def text(value: Any) -> bool:
-    """Without what moves a terminal's cursor or turns the direction of writing."""
+    """Printable: no control characters, and none that change the direction of writing."""
     return isinstance(value, str) and len(value) < 5_000 and value.isprintable()
 
 
@@ -72,7 +72,7 @@ def shaped(shape: Shape) -> Check:
 
 
 def columns(names: Collection[str], values: Check, least: int = 0, **own: Check) -> Check:
-    """Lists of one length under exactly these names; a column may have a check of its `own`."""
+    """Lists of one length under exactly these names; a column may have its `own` check."""
 
     def check(value: Any) -> bool:
         return (
@@ -86,18 +86,18 @@ def columns(names: Collection[str], values: Check, least: int = 0, **own: Check)
 
 
 def faults(content: Any, shape: Shape, within: str = "") -> Iterator[str]:
-    """What is missing or wrong, in words."""
+    """Describe what is missing or wrong."""
     if not isinstance(content, dict):
         yield f"{within or 'all of it'} is {content!r:.60}"
         return
     for name, check in shape.items():
-        place = f"{within}.{name}" if within else name
+        path = f"{within}.{name}" if within else name
         if name not in content:
-            yield f"it lacks {place}"
+            yield f"it lacks {path}"
         elif isinstance(check, Mapping):
-            yield from faults(content[name], check, place)
+            yield from faults(content[name], check, path)
         elif not check(content[name]):
-            yield f"{place} is {content[name]!r:.60}"
+            yield f"{path} is {content[name]!r:.60}"
 
 
 def read_results(path: Path, shape: Shape, what: str) -> dict[str, Any]:

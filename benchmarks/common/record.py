@@ -1,4 +1,4 @@
-"""What one run leaves behind: a JSON file and TensorBoard events, in a directory of its own."""
+"""Write results: JSON files, TensorBoard events of a run, and the recorded results."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import torch
 
 from benchmarks.common import claims, processes
 
-RESULTS = Path(__file__).parents[1] / "results"  # of which the documentation takes its figures
+RESULTS = Path(__file__).parents[1] / "results"  # the documentation takes its figures from here
 RUN_FILE = "run.json"
 DIFFERING = ("net", "optimizer", "implementation", "lr")  # TensorBoard's first columns
 MOST_BYTES, DEEPEST = 2**26, 20  # of a file of results
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Readers find the old content or the new one, never a part."""
+    """Replace a file as a whole: readers see the old content or the new."""
     claims.check(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # JSON can hold halves of characters, which no file can.
@@ -161,8 +161,8 @@ def provenance(recorded: dict[str, Any], command: str) -> str:
 class RunRecorder:
     """Writes one run's TensorBoard events as it goes on and its JSON file when it has ended.
 
-    A run that has no JSON file has not ended; whatever an earlier attempt left is cleared away,
-    so that TensorBoard never shows two attempts as one curve.
+    A run without a JSON file has not ended. What an earlier attempt left is removed, so that
+    TensorBoard never shows two attempts as one curve.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, handled alike in every command; imports nothing that takes time.
+"""Ctrl-C and SIGTERM, handled the same way in every command; imports only what is fast to import.
 
 A signal that is ignored when the program starts (nohup, `&` in a script) stays ignored.
 """
@@ -16,13 +16,13 @@ from typing import Any, NoReturn
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 Handlers = dict[signal.Signals, Any]
-ONE_WISH = 5.0  # seconds in which a second Ctrl-C only says again what the first one said
+REPEATED = 5.0  # seconds within which another signal counts as a repetition of the first
 
 
 def end_at_once() -> None:
-    """From now on a signal ends the process with one line: for a time when nothing is to be kept.
+    """From now on a signal ends the process with one line, while there is nothing to keep.
 
-    Nothing is raised, for an exception in the middle of an import prints a traceback, or is lost.
+    Nothing is raised: an exception in the middle of an import prints a traceback, or is lost.
     """
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
@@ -39,19 +39,19 @@ def ignore() -> None:
 
 
 class Heard:
-    """The signals that came, in `came`; they raise nothing but in a block `as_exceptions`."""
+    """The signals received, in `came`; they raise exceptions in a block `as_exceptions` only."""
 
     def __init__(self) -> None:
         self.came: list[int] = []
         self._raises = False
-        self._last = -ONE_WISH
+        self._last = -REPEATED
 
     @contextmanager
     def as_exceptions(self) -> Iterator[None]:
-        """In this block each signal raises KeyboardInterrupt, also one that came before.
+        """In this block each signal raises KeyboardInterrupt, also one received before.
 
-        One that comes right after another is not raised, for it would break off what the first one
-        has begun. A later one is, for the first may be lost where Python drops exceptions.
+        A repetition does not raise, because it would interrupt the handling of the first signal. A
+        later signal does, because Python drops exceptions in some places.
         """
         self._raises = True
         try:
@@ -62,7 +62,7 @@ class Heard:
             self._raises = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        if (now := time.monotonic()) - self._last >= ONE_WISH:
+        if (now := time.monotonic()) - self._last >= REPEATED:
             self._last = now
             self.came.append(number)
             if self._raises:

@@ -1,4 +1,4 @@
-"""Processes that work for this one, see no Ctrl-C, and end with it, whatever ends it."""
+"""Worker processes that do not receive Ctrl-C and end with this process, however it ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """At most so many processes, begun as they are needed."""
+    """A pool of processes, started as they are needed."""
 
     def __init__(self, executor: ProcessPoolExecutor) -> None:
         self._executor = executor
@@ -31,7 +31,7 @@ class Workers:
 
 @contextmanager
 def workers(count: int, prepare: Callable[..., object], *arguments: Any) -> Iterator[Workers]:
-    """Each process calls `prepare` first. All are ended with the block, in the midst of their work.
+    """Start up to `count` processes, which call `prepare` first; kill them when the block ends.
 
     Raises:
         OSError: one of them was ended from outside.

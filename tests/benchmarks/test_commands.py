@@ -364,7 +364,7 @@ def test_a_signal_that_was_lost_can_come_again(monkeypatch: pytest.MonkeyPatch) 
     now = [0.0]
     monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with signals.noted() as heard, heard.as_exceptions():
-        for now[0] in (0.0, signals.ONE_WISH):
+        for now[0] in (0.0, signals.REPEATED):
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)  # at once, and nothing is raised
