@@ -66,15 +66,15 @@ def costs(lab: Lab, images: Tensor, method: Method, lr: float, epochs: int) -> l
     optimizer = lab.make(
         method.optimizer, net.parameters(), lr=lr, weight_decay=PENALTY, **method.options
     )
-    found = []
+    costs_by_epoch = []
     for _ in epochs_of(
         net, optimizer, images, labels,
         batch_size=BATCH, epochs=epochs, seed=SEED, on_step=lab.step,
         schedule=(lambda step: step**-0.5) if method.decays else None,
     ):  # fmt: skip
         penalty = sum(weights.detach().square().sum().item() for weights in net.parameters())
-        found.append(evaluate(net, images, labels)[0] + PENALTY / 2 * penalty)
-    return found
+        costs_by_epoch.append(evaluate(net, images, labels)[0] + PENALTY / 2 * penalty)
+    return costs_by_epoch
 
 
 def measure(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
@@ -82,7 +82,7 @@ def measure(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
     images = unit_pixels(lab.digits.train_images)
     steps = epochs * steps_per_epoch(len(images), BATCH)
     lab.expect(sum(len(method.rates) for method in METHODS.values()) * steps)
-    best, told = {}, {}
+    best, descriptions = {}, {}
     for name, method in METHODS.items():
         by_rate = {
             lr: lab.once(f"{name} {lr:g}", steps, partial(costs, lab, images, method, lr, epochs))
@@ -91,7 +91,7 @@ def measure(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
         lr = min(by_rate, key=lambda rate: by_rate[rate][-1])
         best[name] = by_rate[lr]
         edge = " at the edge of its grid" if lr in (method.rates[0], method.rates[-1]) else ""
-        told[name] = f"{method.title} {best[name][-1]:.4f} (α = {lr:g}{edge})"
+        descriptions[name] = f"{method.title} {best[name][-1]:.4f} (α = {lr:g}{edge})"
 
     def ratio(name: str, to: str, epoch: int) -> float:
         return best[name][epoch] / best[to][epoch]
@@ -105,7 +105,7 @@ def measure(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
 
     measured = {f"{name}_first": ahead(name, 0) for name in ("adam", "nesterov")}
     if epochs > 1:
-        note = f"after {epochs} epochs: {', '.join(told.values())}"
+        note = f"after {epochs} epochs: {', '.join(descriptions.values())}"
         measured |= {name: ahead(name, -1) for name in ("adam", "nesterov")}
         measured["alike"] = Measured(ratio("adam", "nesterov", -1), note=note)
     return measured
@@ -141,6 +141,8 @@ CASE = Case(
         "nesterov": _ahead("Nesterov", "at the end", "standard"),
     },
     measure=measure,
+    note="All methods have the paper's learning rates α/√t, each the best α of a grid. AdaGrad's "
+    "place hangs on that: it decays by itself, and at a constant α it does as well as the others.",
     optimizers=(ScratchAdam, ScratchMomentum, ScratchAdaGrad),
     decays=True,
     wrong={"standard": {"epochs": 1}, "full": {"epochs": 5}},

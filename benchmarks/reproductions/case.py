@@ -184,6 +184,7 @@ class Case:
         wrong: what is run with each wrong optimizer, by budget; a part of the experiment may do.
         one_thread: the nets are so small that a second thread only waits.
         needs_mnist: the data are MNIST.
+        note: what a reader must know of all figures.
     """
 
     title: str
@@ -196,6 +197,7 @@ class Case:
     wrong: Mapping[str, Settings] = field(default_factory=dict)
     one_thread: bool = True
     needs_mnist: bool = True
+    note: str = ""
 
     def rows(self, measured: Mapping[str, Measured], reason: str = "") -> list[Row]:
         """The rows of the table; `reason` says why nothing was run, if that is why."""

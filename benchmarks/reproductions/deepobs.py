@@ -85,15 +85,15 @@ def measure(
         lab.once(f"seed {seed}", steps, partial(train, lab, setting, seed, epochs, until))
         for seed in seeds
     ]
-    found = {"epoch_1": _over_seeds([curve[0]["test_accuracy"] for curve in curves])}
+    measured = {"epoch_1": _over_seeds([curve[0]["test_accuracy"] for curve in curves])}
     if epochs > 1:
-        found["97"] = _over_seeds([first_epoch(curve, 0.97) for curve in curves])
+        measured["97"] = _over_seeds([first_epoch(curve, 0.97) for curve in curves])
     if epochs >= LATEST_98:
-        found["98"] = _over_seeds([first_epoch(curve, 0.98) for curve in curves])
+        measured["98"] = _over_seeds([first_epoch(curve, 0.98) for curve in curves])
     if epochs == EPOCHS:
-        found["final"] = _over_seeds([curve[-1]["test_accuracy"] for curve in curves])
-        found |= _turning(curves) if turning else {}
-    return found
+        measured["final"] = _over_seeds([curve[-1]["test_accuracy"] for curve in curves])
+        measured |= _turning(curves) if turning else {}
+    return measured
 
 
 def first_epoch(curve: Curve, target: float) -> float:
@@ -128,11 +128,11 @@ def measure_rates(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
     rates, epochs = settings["rates"], settings["epochs"]
     steps = epochs * steps_per_epoch(len(lab.digits.train_labels), BATCH, drop_last=True)
     lab.expect(len(rates) * steps)
-    found = {}
+    measured = {}
     for lr in rates:
         run = partial(train, lab, Setting(ScratchAdam, lr), SEEDS[0], epochs)
-        found[f"{lr:g}"] = Measured(lab.once(f"lr {lr:g}", steps, run)[-1]["test_accuracy"])
-    return found
+        measured[f"{lr:g}"] = Measured(lab.once(f"lr {lr:g}", steps, run)[-1]["test_accuracy"])
+    return measured
 
 
 EARLY = within(0.005, "one epoch leaves a range of 0.004 to 0.013 between their own seeds")

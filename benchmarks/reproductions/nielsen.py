@@ -56,16 +56,16 @@ def bias_gradient_norms(lab: Lab, hidden: int, seed: int) -> list[float]:
 
 def measure_norms(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
     lab.expect(len(NORMS) * settings["seeds"])
-    found = {}
+    measured = {}
     for hidden in NORMS:
         norms = []
         for seed in range(settings["seeds"]):
             norms.append(bias_gradient_norms(lab, hidden, seed))
             lab.step()
-        found[f"first_{hidden}"] = _spread([layers[0] for layers in norms])
-        found[f"last_{hidden}"] = _spread([layers[-1] for layers in norms])
-        found[f"ratio_{hidden}"] = _spread([layers[-1] / layers[0] for layers in norms])
-    return found
+        measured[f"first_{hidden}"] = _spread([layers[0] for layers in norms])
+        measured[f"last_{hidden}"] = _spread([layers[-1] for layers in norms])
+        measured[f"ratio_{hidden}"] = _spread([layers[-1] / layers[0] for layers in norms])
+    return measured
 
 
 def _spread(values: Sequence[float]) -> Measured:
@@ -299,6 +299,7 @@ NORM_CASE = Case(
     budgets={"quick": {"seeds": 50}, "standard": {"seeds": 200}, "full": {"seeds": 1000}},
     figures=_norm_figures(),
     measure=measure_norms,
+    note="Nothing is trained: these figures check the net, its initial weights and the loss.",
 )
 OVERFITTING_CASE = Case(
     title="Nielsen: overfitting on 1,000 images",

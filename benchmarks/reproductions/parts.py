@@ -26,7 +26,7 @@ class Parts:
         self._path = out / FOLDER / f"{name}.json"
         self._settings = settings
         self._parts = self._read()
-        self.found = bool(self._parts)  # from an earlier run, or from anywhere
+        self.are_resumed = bool(self._parts)  # from an earlier run, or from anywhere
 
     def once(self, key: str, compute: Callable[[], Part]) -> Part:
         """What `compute` returns, or returned before under this key."""

@@ -180,6 +180,8 @@ def _case(optimizer: Optimizer, title: str, more: Mapping[str, Figure]) -> Case:
         budgets=seeds,
         figures={**more, **figures},
         measure=partial(measure, optimizer),
+        note="Theirs and ours differ by the order of the data alone, which is the same in all "
+        "epochs.",
         optimizers=(optimizer,),
         wrong=seeds,
         needs_mnist=False,

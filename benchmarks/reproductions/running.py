@@ -94,9 +94,6 @@ def run_cases(
     _check(names, budget, cases)
     results = {result["case"]: result for result in read_cases(out)}
     chosen = list(dict.fromkeys(names))
-    for name in chosen:
-        if not _is_kept(results.get(name), cases[name], budget):
-            results.pop(name, None)
     todo = experiments(chosen, results, cases, budget, try_wrong)
     reason = ""
     if digits is None and any(cases[experiment.case].needs_mnist for experiment in todo):
@@ -131,13 +128,14 @@ def experiments(
     try_wrong: bool,
 ) -> list[Experiment]:
     """What is left to run: all cases with the right optimizers come before any wrong one."""
-    right = [Experiment(name) for name in names if name not in results]
+    kept = {n: results[n] for n in names if _is_kept(results.get(n), cases[n], budget)}
+    right = [Experiment(name) for name in names if name not in kept]
     wrong = [
-        Experiment(name, one)
+        Experiment(name, optimizer)
         for name in names
         if try_wrong and budget in cases[name].wrong
-        for one in cases[name].wrong_names()
-        if not _is_tried(results.get(name), cases[name], budget, one)
+        for optimizer in cases[name].wrong_names()
+        if not _is_tried(kept.get(name), cases[name], budget, optimizer)
     ]
     return right + wrong
 
@@ -263,7 +261,7 @@ def _run(
                     case.measure(Lab(digits, on_share, parts, wrong), by_budget[budget])
                 )
             except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as problem:
-                if not parts.found:
+                if not parts.are_resumed:
                     raise
                 raise parts.damaged(problem) from problem  # a part is not what its case computes
     if wrong is None:

@@ -45,10 +45,11 @@ def terminal_table(result: CaseResult) -> Table:
 
 
 def with_missing(results: Sequence[CaseResult], cases: Mapping[str, Case]) -> list[CaseResult]:
-    """A result for each case; of a case that has none the figures are not run."""
+    """A result for each case, with its note; of a case that has none the figures are not run."""
     by_name = {result["case"]: result for result in results}
     return [
         by_name.get(name, {"title": case.title, "source": case.source, "rows": case.rows({})})
+        | {"note": case.note}
         for name, case in cases.items()
     ]
 
@@ -58,6 +59,7 @@ def markdown_tables(results: Sequence[CaseResult]) -> str:
     for result in results:
         lines = [list(map(plain, cells(row))) for row in result["rows"]]
         blocks += [f"**{plain(result['title'])}**", f"{plain(result['source'])}."]
+        blocks += [plain(result["note"])] * bool(result["note"])
         blocks.append(markdown([list(HEADINGS), *lines], texts=len(HEADINGS)))
     return "\n\n".join(blocks)
 
@@ -75,7 +77,7 @@ def summary(results: Sequence[CaseResult]) -> str:
 def cells(row: Mapping[str, Any]) -> list[str]:
     """A row as texts, under `HEADINGS`."""
     verdict = row["verdict"]
-    if verdict == NOT_RUN:
+    if verdict != REPRODUCED:
         verdict += f": {row['note']}"
     ours = _text(row["ours"])
     if row["our_spread"] is not None and row["seeds"][1] > 1:

@@ -100,7 +100,6 @@ def lower_momentum(group: Group) -> Group:
 
 
 ALL: tuple[Optimizer, ...] = (ScratchSGD, ScratchMomentum, ScratchAdaGrad, ScratchAdam)
-NEVER_TRAINED = "never trained"
 WRONG: dict[str, Replacement] = {
     "ε inside the root": {ScratchAdam: AdamEpsilonInside, ScratchAdaGrad: AdaGradEpsilonInside},
     "no bias correction": {ScratchAdam: AdamUncorrected},
@@ -117,13 +116,13 @@ WRONG: dict[str, Replacement] = {
     },
     # Of plain SGD this is right but for a term of γ²λ.
     "decay after the step": {
-        one: decayed_after(one) for one in (ScratchMomentum, ScratchAdaGrad, ScratchAdam)
+        right: decayed_after(right) for right in (ScratchMomentum, ScratchAdaGrad, ScratchAdam)
     },
-    "no weight decay": {one: without(one, "weight_decay") for one in ALL},
+    "no weight decay": {right: without(right, "weight_decay") for right in ALL},
     "learning rate × 1.5": {
-        one: with_options(one, lambda group: {"lr": 1.5 * group["lr"]}) for one in ALL
+        right: with_options(right, lambda group: {"lr": 1.5 * group["lr"]}) for right in ALL
     },
-    NEVER_TRAINED: {one: without(one, "lr") for one in ALL},
+    "never trained": {right: without(right, "lr") for right in ALL},
 }
 OF_DECAY = ("decay after the step", "no weight decay")
 

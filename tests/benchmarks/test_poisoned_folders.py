@@ -314,10 +314,10 @@ def test_tables_of_reproductions_have_no_markup() -> None:
         "seeds": [1, 0],
         "wrong": {evil: {"value": 1.0, "rejected": True}},
     }
-    result = {"title": evil, "source": evil, "rows": [row]}
+    result = {"title": evil, "source": evil, "note": evil, "rows": [row]}
     console = Console(record=True, width=400, file=io.StringIO())
     console.print(terminal_table(result))
-    assert console.export_text().count(evil) == 5
+    assert console.export_text().count(evil) == 6
     written = markdown_tables([result])
     assert not re.findall(r"(?<!\\)[\[`]|<b>", written)
-    assert written.splitlines()[-1].count(r"\|") == 5  # in the row
+    assert written.splitlines()[-1].count(r"\|") == 6  # in the row

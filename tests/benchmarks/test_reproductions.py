@@ -333,6 +333,21 @@ def test_an_interrupted_case_costs_only_itself(digits: Digits, tmp_path: Path) -
     assert len(calls) == 2
 
 
+def test_an_interruption_keeps_the_results_of_a_smaller_budget(
+    digits: Digits, tmp_path: Path
+) -> None:
+    def interrupted(lab: Lab, settings: Settings) -> Mapping[str, Measured]:
+        raise KeyboardInterrupt
+
+    cases = {"a": a_case([]), "b": a_case([])}
+    run_cases(["a", "b"], tmp_path, budget="quick", cases=cases, digits=digits)
+    cases["b"] = replace(cases["b"], measure=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_cases(["a", "b"], tmp_path, budget="standard", cases=cases, digits=digits)
+    budgets = [result["settings"]["budget"] for result in read(tmp_path / RESULT)["cases"]]
+    assert budgets == ["standard", "quick"]
+
+
 def test_of_an_interrupted_case_the_finished_parts_are_kept(digits: Digits, tmp_path: Path) -> None:
     calls: list[str] = []
     last: list[float] = []

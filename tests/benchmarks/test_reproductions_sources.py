@@ -22,7 +22,7 @@ from benchmarks.reproductions import (
     nielsen,
     quadratic_deep,
 )
-from benchmarks.reproductions.case import BUDGETS, Lab, Measured, unit_pixels
+from benchmarks.reproductions.case import BUDGETS, Case, Lab, Measured, unit_pixels
 from benchmarks.reproductions.cases import CASES
 from benchmarks.reproductions.nets import (
     CUT_DEVIATION,
@@ -237,6 +237,29 @@ def test_the_quadratic_problem_begins_at_the_published_loss() -> None:
     for setting in quadratic_deep.SETTINGS:
         (start, _), *_ = quadratic_deep.follow(Lab(None), setting, 2)
         assert quadratic_deep.SGD.figures["start"].holds(Measured(start))
+
+
+@pytest.mark.parametrize("case", [quadratic_deep.SGD, quadratic_deep.MOMENTUM, quadratic_deep.ADAM])
+def test_the_quadratic_problem_reproduces_the_published_losses(case: Case) -> None:
+    measured = case.measure(Lab(None), case.budgets["full"])
+    missed = [key for key, figure in case.figures.items() if not figure.holds(measured[key])]
+    assert missed == []
+
+
+@pytest.mark.parametrize(
+    ("case", "key", "wrong"),
+    [
+        (quadratic_deep.SGD, "0.001, 10", "learning rate × 1.5"),
+        (quadratic_deep.MOMENTUM, "0.000158489, 10", "momentum 0.1 lower"),
+        (quadratic_deep.MOMENTUM, "0.000158489, 10", "momentum dampened"),
+        (quadratic_deep.ADAM, "0.00251189, 10", "no bias correction"),
+        (quadratic_deep.ADAM, "0.00251189, 10", "momentum 0.1 lower"),
+        (quadratic_deep.ADAM, "0.00251189, 10", "never trained"),
+    ],
+)
+def test_the_quadratic_problem_rejects_wrong_optimizers(case: Case, key: str, wrong: str) -> None:
+    measured = case.measure(Lab(None, wrong=wrong), case.wrong["quick"])
+    assert not case.figures[key].holds(measured[key])
 
 
 def test_its_hessian_has_the_eigenvalues_that_were_drawn() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,10 +40,14 @@ def test_a_row_tells_all_that_it_was_judged_by() -> None:
     }
 
 
+def test_a_row_that_differs_says_what_is_known_of_it() -> None:
+    assert told(a_row(Measured(2.0, note="Odd.")))["verdict"] == "differs: Odd."
+
+
 def test_a_row_that_was_not_run_names_the_budget() -> None:
-    found = told(a_row(None))
-    assert (found["ours"], found["seeds"]) == ("–", "2 / 0")
-    assert found["verdict"] == "not run: --budget full runs it"
+    row = told(a_row(None))
+    assert (row["ours"], row["seeds"]) == ("–", "2 / 0")
+    assert row["verdict"] == "not run: --budget full runs it"
 
 
 @pytest.mark.parametrize(
@@ -65,13 +70,14 @@ def test_a_row_of_a_case_that_trains_nothing_says_so() -> None:
 
 
 def test_cases_without_results_are_shown_as_not_run() -> None:
-    cases = {"a": a_case([]), "b": a_case([])}
+    cases = {"a": a_case([]), "b": replace(a_case([]), note="Odd.")}
     result = {"case": "b", "title": "A case", "source": "?", "rows": [a_row(Measured(0.5))] * 2}
     results = with_missing([result], cases)
     assert summary(results) == "2 of 4 figures reproduced, 0 differ, 2 not run"
     without, with_results = markdown_tables(results).split("**A case**")[1:]
     assert without.count("| not run: --budget ") == 2
     assert with_results.count("| reproduced |") == 2
+    assert ("Odd." in with_results, "Odd." in without) == (True, False)
 
 
 def test_a_summary_counts_every_verdict() -> None:
