@@ -153,33 +153,6 @@ def test_capturable_run_may_begin_with_a_checkpoint(case: Case) -> None:
 
 
 @each_optimizer
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-def test_capturable_graph_replays_what_an_eager_step_does(case: Case) -> None:
-    def on_gpu() -> list[Tensor]:
-        return [nn.Parameter(p.detach().cuda()) for p in start()]
-
-    captured, plain = case.ours(on_gpu(), capturable=True), case.ours(on_gpu())
-    gradients = [torch.ones_like(p) for p in leaves(captured)]
-    for twin in (captured, plain):
-        for p, gradient in zip(leaves(twin), gradients, strict=True):
-            p.grad = gradient
-    aside = torch.cuda.Stream()
-    with torch.cuda.stream(aside):
-        captured.step()  # makes the state
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured.step()
-    plain.step()
-    for step in range(3):
-        for gradient in gradients:
-            gradient.fill_(2.0 + step)
-        graph.replay()
-        plain.step()
-    close(captured, plain)
-
-
-@each_optimizer
 def test_capturable_false_is_refused_during_capture(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from . import processes
 
-pytestmark = pytest.mark.cpu  # over gloo
+pytestmark = [pytest.mark.slow, pytest.mark.cpu]  # over gloo
 
 
 @pytest.fixture(scope="module")

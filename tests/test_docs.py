@@ -80,11 +80,13 @@ def pages(site: Path) -> dict[Path, Page]:
     return {file: Page(file) for file in site.rglob("*.html")}
 
 
+@pytest.mark.slow
 def test_every_page_is_there(pages: dict[Path, Page], site: Path) -> None:
     made = {file.relative_to(site).with_suffix("") for file in pages}
     assert made >= {page.relative_to(DOCS).with_suffix("") for page in PAGES}
 
 
+@pytest.mark.slow
 def test_links_within_the_site_lead_somewhere(pages: dict[Path, Page]) -> None:
     lost = []
     for file, page in pages.items():
@@ -100,6 +102,7 @@ def test_links_within_the_site_lead_somewhere(pages: dict[Path, Page]) -> None:
     assert sum(len(page.links) for page in pages.values()) > 100
 
 
+@pytest.mark.slow
 def test_the_site_needs_no_network(pages: dict[Path, Page]) -> None:
     for file, page in pages.items():
         for load in page.loads:
@@ -108,12 +111,14 @@ def test_the_site_needs_no_network(pages: dict[Path, Page]) -> None:
             assert url.scheme == "data" or (file.parent / unquote(url.path)).is_file(), load
 
 
+@pytest.mark.slow
 def test_every_image_opens_in_full_size(pages: dict[Path, Page]) -> None:
     images = [image for page in pages.values() for image in page.images if "_images/" in image[0]]
     assert len(images) > 20
     assert all(source == link for source, link in images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "rmsprop", "adam"])
 def test_a_page_of_an_optimizer_has_equations_once_and_before_the_code(
     name: str, pages: dict[Path, Page], site: Path
@@ -134,6 +139,7 @@ def test_the_sidebar_links_to_the_repository_once_its_address_is_set() -> None:
     assert template.render(repository="").strip() == ""
 
 
+@pytest.mark.slow
 def test_the_reference_has_every_public_name(pages: dict[Path, Page]) -> None:
     places = set().union(*(page.places for page in pages.values()))
     for name, value in PUBLIC.items():

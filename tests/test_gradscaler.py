@@ -75,6 +75,7 @@ def test_gradscaler_gradients_may_be_unscaled_and_clipped_before_the_step(case: 
         assert_equal_state(ours, theirs)
 
 
+@pytest.mark.cpu  # a CPU that captures
 @each_optimizer
 def test_gradscaler_leaves_its_work_to_fused_and_capturable_steps_as_with_torch(case: Case) -> None:
     def leaf() -> Tensor:
@@ -100,6 +101,7 @@ def start() -> Tensor:
     return values(5000, seed=5).requires_grad_()
 
 
+@pytest.mark.cpu  # IEEE arithmetic
 @each_optimizer
 def test_gradscaler_a_fused_scaled_step_is_the_unscaled_one_and_an_infinite_one_is_none(
     case: Case,
@@ -138,6 +140,7 @@ def same_state(a: dict[int, dict[str, Tensor]], b: dict[int, dict[str, Tensor]])
     )
 
 
+@pytest.mark.cpu  # IEEE arithmetic
 @each_richest
 def test_gradscaler_scales_that_round_have_the_bits_of_ieee_arithmetic(case: Case) -> None:
     ours = case.ours(tensors(5, 70), fused=True)
@@ -151,7 +154,7 @@ def test_gradscaler_scales_that_round_have_the_bits_of_ieee_arithmetic(case: Cas
 
 @each_optimizer
 def test_gradscaler_gradients_that_were_unscaled_are_not_unscaled_again(case: Case) -> None:
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler = torch.amp.GradScaler(DEVICE.type, init_scale=1024.0)
     ours, plain = case.ours([p := start()], fused=True), case.ours([q := start()], fused=True)
     for step in range(3):
         slope = values(5000, seed=step)
@@ -165,6 +168,7 @@ def test_gradscaler_gradients_that_were_unscaled_are_not_unscaled_again(case: Ca
         assert_equal_state(ours, plain, step)
 
 
+@pytest.mark.cpu  # by kernels in C++
 @pytest.mark.parametrize("options", [{}, L2 | UP], ids=str)
 def test_gradscaler_works_for_rules_of_ones_own(options: Group) -> None:
     scaled = of_rule(descend, [p := leaf(1, 2, 3, 4)], lr=0.1, **options, **KERNEL)

@@ -20,6 +20,8 @@ from .cases import BLOCK, DEVICE, ENGINES, LINEAR, LOOPS, PAIRS, TABLE, Case, le
 from .ieee import assert_step
 from .situations.changes import assert_same, one_thread, roots_of
 
+pytestmark = pytest.mark.slow
+
 # The same examples at every run: what is green stays green. Their number is what the time allows.
 FIXED = settings(
     derandomize=True,

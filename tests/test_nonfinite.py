@@ -86,6 +86,7 @@ def _gradient_of(kind: str, p: Tensor, seed: int) -> Tensor:
     return g
 
 
+@pytest.mark.cpu  # IEEE arithmetic
 @each_richest
 @pytest.mark.parametrize(
     "kind", ["inf", "nan", "zero", "negative zero", "denormal", "huge"], ids=str
@@ -106,6 +107,7 @@ def test_gradients_nan_infinite_and_denormal_have_ieee_bits_when_fused(
         assert_step(ours)
 
 
+@pytest.mark.cpu  # counts on the host
 @each_counted
 @pytest.mark.parametrize("count", [torch.nan, torch.inf, 2.0**24, 2.0**24 + 2, -1.0, 0.5], ids=str)
 @pytest.mark.parametrize("one", [False, True], ids=["all", "one of three"])

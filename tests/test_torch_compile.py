@@ -15,7 +15,9 @@ from torch.optim.lr_scheduler import StepLR
 
 from torch_scratch_optim import ScratchOptimizer
 
-from .cases import DEVICE, IMAGES, LABELS, PAIRS, Case, each_optimizer, small_net
+from .cases import DEVICE, IMAGES, LABELS, PAIRS, Case, each_of_two, small_net
+
+pytestmark = pytest.mark.slow
 
 
 def backward(model: nn.Module) -> None:
@@ -71,7 +73,7 @@ def test_compile_does_not_compile_again_under_a_schedule(
         torch.testing.assert_close(p, q)  # compiled code keeps more digits between operations
 
 
-@each_optimizer
+@each_of_two
 def test_compile_of_a_whole_training_step_is_one_graph(case: Case) -> None:
     torch._dynamo.reset()
     model, plain = small_net(), small_net()
@@ -104,7 +106,7 @@ def test_compile_of_a_whole_training_step_is_one_graph(case: Case) -> None:
         torch.testing.assert_close(p, q)
 
 
-@each_optimizer
+@each_of_two
 def test_compile_of_a_training_step_changes_nothing(case: Case) -> None:
     # It clears gradients, too, which torch's compiler leaves to Python.
     torch._dynamo.reset()

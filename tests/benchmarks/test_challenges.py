@@ -25,6 +25,8 @@ from benchmarks.common.landscapes import LANDSCAPES
 from benchmarks.common.nets import build_net, weights_by_layer
 from benchmarks.common.optimizers import OPTIMIZERS
 
+pytestmark = pytest.mark.slow
+
 SMALL = Sizes(
     rates=21, steps=150, escape_steps=160, repeats=40, seeds=2, depths=(5, 20), width=64,
     images=200, epochs=1, few_images=100, few_epochs=60, batches=(16, 64), plateau_steps=10,

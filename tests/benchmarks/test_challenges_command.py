@@ -22,6 +22,8 @@ from benchmarks.common.landscapes import LANDSCAPES
 from tests.benchmarks.files import events, read
 from tests.benchmarks.test_layout import ROOT, imported
 
+pytestmark = pytest.mark.slow
+
 TINY = Sizes(
     rates=5, steps=60, escape_steps=30, repeats=5, seeds=2, depths=(5, 10), width=16,
     images=200, epochs=1, few_images=60, few_epochs=10, batches=(16, 32), plateau_steps=12,

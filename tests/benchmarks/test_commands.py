@@ -51,6 +51,8 @@ from tests.benchmarks.study_jobs import TINY_STUDY, run_study
 from tests.benchmarks.test_challenges_command import TINY as SIZES
 from tests.benchmarks.test_reproductions import a_case
 
+pytestmark = pytest.mark.slow
+
 EFFORT = Effort(rounds=2, few_rounds=1, seconds=0.01, warm_up=1, copied_bytes=2**16)
 PROGRAMS = (
     "mnist", "study", "study.report", "study.stacking_speed", "reproductions", "challenges",

@@ -23,6 +23,8 @@ from tests.benchmarks.files import read
 from torch_scratch_optim import ScratchAdam
 from torch_scratch_optim.equivalence import FAR, random_model
 
+pytestmark = pytest.mark.slow
+
 Atlas = Callable[..., int]
 CPU = torch.device("cpu")
 SMALL = ("--optimizers", "adam", "--dtypes", "float32", "--steps", "4")

@@ -16,6 +16,8 @@ from benchmarks.gradient_release.__main__ import main, release_gradients
 
 from ..cases import PAIRS, Case, assert_equal_state, same_bits
 
+pytestmark = pytest.mark.slow
+
 RECORDED = (
     Path(gradient_release.__file__).parents[1] / "results/gradient_release/gradient_release.json"
 )

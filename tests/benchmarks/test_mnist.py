@@ -23,6 +23,8 @@ from benchmarks.mnist.report import Pair, markdown_table
 from tests.benchmarks.conftest import SMALL_NET, TINY, Job
 from tests.benchmarks.files import TWO, events, read, run_files
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:

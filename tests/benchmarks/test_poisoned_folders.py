@@ -31,6 +31,8 @@ from tests.benchmarks.made_up_study import write_made_up_study
 from tests.benchmarks.study_jobs import run_study
 from tests.benchmarks.test_reproductions import a_case
 
+pytestmark = pytest.mark.slow
+
 ONE_PAIR = ("--nets", "relu", "--optimizers", "sgd")
 ESCAPE = "\x1b]0;title\x07"
 EVIL = "x/../../../evil"

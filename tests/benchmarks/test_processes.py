@@ -14,6 +14,8 @@ import torch
 from benchmarks.common import processes
 from benchmarks.common.record import read_json
 
+pytestmark = pytest.mark.slow
+
 JOB = [
     "-m",
     "benchmarks.mnist",

@@ -19,6 +19,8 @@ from tests.benchmarks.children import ROOT
 from tests.benchmarks.files import read
 from tests.benchmarks.test_reproductions import WRONG, a_case, against_wrong
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small_table(

@@ -15,6 +15,8 @@ from benchmarks.mnist.pair import TrainConfig, train_pair
 from tests.benchmarks.conftest import Job
 from tests.benchmarks.files import TWO, events, read, run_files
 
+pytestmark = pytest.mark.slow
+
 
 def interrupt_second_pair(monkeypatch: pytest.MonkeyPatch, how: Any) -> list[str]:
     """Let the second pair be interrupted in the middle; returns the pairs that were begun."""

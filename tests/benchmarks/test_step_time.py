@@ -36,6 +36,8 @@ from benchmarks.step_time.report import (
 from benchmarks.step_time.timer import APART, SHARED, Effort, Timer, percentile
 from tests.benchmarks.files import read
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TINY = Effort(rounds=3, few_rounds=2, seconds=60.0, warm_up=1, copied_bytes=2**16)
 NOT_FUSED = ("ours-default", "ours-foreach", "torch-default", "torch-fused")

@@ -13,7 +13,7 @@ from benchmarks.study.trial import PROTOCOL, Settings, Trial
 from tests.benchmarks.files import events, read
 from tests.benchmarks.study_jobs import contents, run_study, trial_files
 
-pytestmark = pytest.mark.usefixtures("no_report")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_report")]
 
 
 def test_every_trial_has_a_file_of_what_it_was_and_what_came_of_it(finished_study: Path) -> None:

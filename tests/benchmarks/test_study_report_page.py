@@ -22,6 +22,8 @@ from benchmarks.study.report.texts import LIMITS_TITLE
 from tests.benchmarks.files import read
 from tests.benchmarks.made_up_study import SEEDS, made_up_trials, trial, write_made_up_study
 
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

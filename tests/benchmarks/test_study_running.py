@@ -18,7 +18,7 @@ from benchmarks.study.trial import SEARCH, Settings, Trial, train
 from tests.benchmarks.children import child, processes_of, wait_until
 from tests.benchmarks.study_jobs import TINY_STUDY, contents, run_study, trial_files
 
-pytestmark = pytest.mark.usefixtures("no_report")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_report")]
 
 
 def test_a_stacked_study_finds_the_same_trials(finished_study: Path, tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from benchmarks.study.trial import (
 )  # fmt: skip
 from torch_scratch_optim import ScratchSGD, engines
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = Settings(
     "relu", "adam", 0.01, epochs=2, batch_size=50, depth=2, width=8, dataset="synthetic",
     train_size=240, validation_size=60,

@@ -27,6 +27,8 @@ from .common import (
     twins_of_sgd,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the first step tells")
 @pytest.mark.parametrize(

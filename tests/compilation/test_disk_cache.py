@@ -18,6 +18,8 @@ import torch
 
 from .common import DIGEST, REAL_COMPILER, Compiler, in_process, in_python, needs_linux, steps_right
 
+pytestmark = pytest.mark.slow
+
 
 def test_cache_saves_the_second_process_the_compiler(compiler: Compiler, cache: Path) -> None:
     in_process(steps_right)

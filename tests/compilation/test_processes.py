@@ -39,6 +39,8 @@ from .common import (
     twins_of_sgd,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def steps_right_without(name: str) -> None:
     delattr(os, name)

@@ -16,6 +16,8 @@ from .common import dense, give_gradients, names
 from .on_cpu import Cuda
 from .operations import all_operations
 
+pytestmark = pytest.mark.slow
+
 
 def compile_all(case: Case, dtype: torch.dtype, **options: Any) -> None:
     optimizer = case.ours(dense(dtype), **options)

@@ -17,6 +17,8 @@ from .common import PROVED, check_steps, dense, give_gradients, names
 from .exact import assert_same_state, loop_exactly, step_exactly
 from .on_cpu import Cuda, on_host
 
+pytestmark = pytest.mark.slow
+
 DTYPES_OF_CASES = [(c, torch.float32) for c in CASES] + [
     (c, dtype) for c in RICHEST for dtype in FLOATS[1:]
 ]

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from ..cases import PAIRS, Case, same_bits
+from ..cases import Case, same_bits
 
 Make = Callable[[Any], Optimizer]
 
 EPOCHS, BATCHES, BATCH = 4, 4, 8
 LRS = {"SGD": 0.1, "Momentum": 0.05, "AdaGrad": 0.05, "RMSProp": 0.005, "Adam": 0.01, "AdamW": 0.01}
 
-each_optimizer = pytest.mark.parametrize("name", PAIRS)
+# One of each rule: what is tried here are the trainers.
+each_optimizer = pytest.mark.parametrize("name", ["Momentum", "AdaGrad", "RMSProp", "AdamW"])
 # Who makes the checkpoint, and who goes on with it.
 each_change_of_hands = pytest.mark.parametrize(
     ("first", "second"),

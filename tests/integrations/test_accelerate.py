@@ -22,6 +22,8 @@ from .task import (
     net,
 )
 
+pytestmark = pytest.mark.slow
+
 accelerate: Any = pytest.importorskip("accelerate", reason="Accelerate: install .[integrations]")
 
 

@@ -21,6 +21,8 @@ from .task import (
     net,
 )
 
+pytestmark = pytest.mark.slow
+
 L: Any = pytest.importorskip("lightning.pytorch", reason="Lightning: install .[integrations]")
 
 

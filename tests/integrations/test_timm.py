@@ -15,6 +15,8 @@ from torch_scratch_optim import decay_groups
 from ..cases import PAIRS
 from .task import LRS, assert_learned, assert_same_parameters, each_change_of_hands, each_optimizer
 
+pytestmark = pytest.mark.slow
+
 REASON = "timm: install .[integrations]"
 timm: Any = pytest.importorskip("timm", reason=REASON)
 optim: Any = pytest.importorskip("timm.optim", reason=REASON)

@@ -19,6 +19,8 @@ from .task import (
     maker,
 )
 
+pytestmark = pytest.mark.slow
+
 transformers: Any = pytest.importorskip(
     "transformers", reason="Hugging Face's Transformers: install .[integrations]"
 )

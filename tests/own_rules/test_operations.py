@@ -28,7 +28,7 @@ from .common import (
     same_values,
 )
 
-pytestmark = pytest.mark.cpu  # kernels in C++
+pytestmark = [pytest.mark.slow, pytest.mark.cpu]  # kernels in C++
 
 
 class Form(NamedTuple):

@@ -119,8 +119,9 @@ with_late_state = pytest.mark.skipif(
 
 def marks(title: str, name: str, engine: str) -> list[pytest.MarkDecorator]:
     late = name == "AdaGrad" and title in STATE_MADE_LATE
-    fused = [with_torchs_arithmetic, pytest.mark.cpu]
-    return fused * (engine == "fused") + [with_late_state] * late
+    fused = [with_torchs_arithmetic, pytest.mark.cpu, pytest.mark.slow]
+    slow = [pytest.mark.slow] * (name not in ("SGD", "Adam"))
+    return fused * (engine == "fused") + [with_late_state] * late + slow
 
 
 PARAMS = [
