@@ -22,7 +22,8 @@ def installed() -> Distribution:
         found = distribution("torch-scratch-optim")
     except PackageNotFoundError:
         pytest.skip("the package is not installed, but on the path")
-    if Path(str(found.locate_file("torch_scratch_optim"))).resolve() != PACKAGE.resolve():
+    place = Path(str(found.locate_file("torch_scratch_optim")))
+    if found.read_text("WHEEL") is None or place.resolve() != PACKAGE.resolve():
         pytest.skip("the package is imported from a checkout, and from no wheel")
     return found
 
