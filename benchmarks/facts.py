@@ -166,6 +166,15 @@ def atlas() -> str:
     return "\n\n".join([where, lines, worst_table(recorded), ULPS])
 
 
+def findings(experiment: str) -> str:
+    """The claims that an experiment of `challenges` tests, beside what was measured."""
+    recorded = read_json(RESULTS / "challenges" / experiment / "facts.json")
+    head = ["claim", "measured", "verdict"]
+    rows = [[finding[key] for key in head] for finding in recorded["findings"]]
+    where = provenance(recorded, f"python -m benchmarks.challenges {experiment}")
+    return f"{markdown([head, *rows], texts=3)}\n\n{where}"
+
+
 def kernel(name: str) -> str:
     """What a rule writes for a CPU, by default and in float32."""
     _, optimizer = next(variants(name))
@@ -183,6 +192,7 @@ FACTS: dict[str, Callable[..., str]] = {
     "atlas": atlas,
     "checkpoint": checkpoint,
     "cost": cost,
+    "findings": findings,
     "kernel": kernel,
     "mnist": mnist_table,
     "reproductions": reproductions_table,

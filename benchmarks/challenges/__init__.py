@@ -1,6 +1,6 @@
-"""The troubles of optimization, made visible; run them with `python -m benchmarks.challenges`.
+"""Experiments on what makes optimization hard; run them with `python -m benchmarks.challenges`.
 
-Two rooms to each trouble: the one here measures and says what it found, the one of the same name
-in `slides` draws pictures from what was measured. Below them are `setup` (what all are given and
-give back), `walks` (on a landscape) and `lessons` (of a net); above them `__main__`, the command.
+Each experiment is two modules of one name: the one here measures and states what it found, the
+one in `figures` draws from these results. They share `experiment` (sizes, findings), `optimizers`,
+`trajectories` (on test functions) and `training` (of nets); `artifacts` writes the files.
 """

@@ -1,4 +1,4 @@
-"""The troubles of optimization, made visible.
+"""Experiments on what makes optimization hard.
 
 python -m benchmarks.challenges --help
 """
@@ -12,29 +12,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich import box
 from rich.table import Table
 
 from benchmarks.challenges import (
+    conditioning,
+    depth,
     gallery,
     generalization,
     local_minima,
+    pitfalls,
     saddle_points,
-    traps,
     vanishing_gradients,
 )
-from benchmarks.challenges import slides as drawing
-from benchmarks.challenges.keeping import FACTS_FILE, keep
-from benchmarks.challenges.setup import QUICK, Facts, Finding, OnProgress, Setup, Sizes
-from benchmarks.challenges.slides import gallery as gallery_slides
-from benchmarks.challenges.slides import generalization as generalization_slides
-from benchmarks.challenges.slides import local_minima as local_minima_slides
-from benchmarks.challenges.slides import saddle_points as saddle_points_slides
-from benchmarks.challenges.slides import traps as traps_slides
-from benchmarks.challenges.slides import vanishing_gradients as vanishing_gradients_slides
+from benchmarks.challenges.artifacts import FACTS_FILE, draw, write_artifacts
+from benchmarks.challenges.experiment import (
+    QUICK,
+    Curve,
+    Finding,
+    OnProgress,
+    Results,
+    Setup,
+    Sizes,
+)
 from benchmarks.common.command import (
     CannotRun,
     Job,
@@ -48,9 +51,11 @@ from benchmarks.common.command import (
 from benchmarks.common.data import Digits
 from benchmarks.common.optimizers import DEFAULT_NAMES, OPTIMIZERS
 from benchmarks.common.options import add_budget, add_data, add_names, add_out, add_seed
-from benchmarks.common.plots import png
 from benchmarks.common.reading import Shape, many, read_results, text, whole
 from benchmarks.common.record import conditions
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 PROGRAM = "python -m benchmarks.challenges"
 CPU = torch.device("cpu")
@@ -60,60 +65,60 @@ FINISHED: Shape = {"optimizers": many(text), "seed": whole(), "budget": text}
 @dataclass(frozen=True)
 class Experiment:
     title: str
-    measure: Callable[[Setup, OnProgress], Facts]
-    findings: Callable[[Facts], list[Finding]]
-    draw: Callable[[Facts], drawing.Pictures]
+    measure: Callable[[Setup, OnProgress], Results]
+    findings: Callable[[Results], list[Finding]]
+    curves: Callable[[Results], list[Curve]] = lambda results: []  # for TensorBoard
     needs_digits: bool = True
 
 
 EXPERIMENTS: dict[str, Experiment] = {
-    "local_minima": Experiment(
-        "Local minima", local_minima.measure, local_minima.findings, local_minima_slides.draw,
+    "conditioning": Experiment(
+        "Ill-conditioning and momentum", conditioning.measure, conditioning.findings,
         needs_digits=False,
     ),
-    "saddle_points": Experiment(
-        "Saddle points", saddle_points.measure, saddle_points.findings, saddle_points_slides.draw
+    "local_minima": Experiment(
+        "Local minima", local_minima.measure, local_minima.findings, needs_digits=False
     ),
+    "saddle_points": Experiment("Saddle points", saddle_points.measure, saddle_points.findings),
     "vanishing_gradients": Experiment(
         "Vanishing gradients", vanishing_gradients.measure, vanishing_gradients.findings,
-        vanishing_gradients_slides.draw,
+        vanishing_gradients.curves,
     ),
+    "depth": Experiment("Depth and epsilon", depth.measure, depth.findings, depth.curves),
     "generalization": Experiment(
         "Optimization against generalization", generalization.measure, generalization.findings,
-        generalization_slides.draw,
+        generalization.curves,
     ),
-    "traps": Experiment("Traps", traps.measure, traps.findings, traps_slides.draw),
-    "gallery": Experiment(
-        "Gallery", gallery.measure, gallery.findings, gallery_slides.draw, needs_digits=False
-    ),
+    "pitfalls": Experiment("Pitfalls", pitfalls.measure, pitfalls.findings),
+    "gallery": Experiment("Gallery", gallery.measure, gallery.findings, needs_digits=False),
 }  # fmt: skip
 ALL = "all"
-OF_ALL = [name for name in EXPERIMENTS if name != "gallery"]
+DEFAULT_EXPERIMENTS = [name for name in EXPERIMENTS if name != "gallery"]
 EXAMPLES = f"""examples:
   {PROGRAM}
   {PROGRAM} saddle_points --optimizers sgd adam
-  {PROGRAM} local_minima --gallery --out pictures
+  {PROGRAM} local_minima --gallery --out figures
 """
 
 
 def build_parser() -> Parser:
     parser = Parser(
         prog=PROGRAM,
-        description="Small experiments that show what a lecture on optimization says, and measure\n"
-        "whether it holds. Each leaves pictures for slides and the facts behind them.",
+        description="Small experiments on what makes optimization hard. Each tests common claims\n"
+        "and writes figures for slides, with the results behind them.",
         epilog=EXAMPLES,
     )
     parser.add_argument(
         "experiments",
         nargs="*",
-        type=name_among([*OF_ALL, ALL]),
+        type=name_among([*DEFAULT_EXPERIMENTS, ALL]),
         metavar="EXPERIMENT",
-        help=f"any of: {', '.join(OF_ALL)}, {ALL} (default: {ALL})",
+        help=f"any of: {', '.join(DEFAULT_EXPERIMENTS)}, {ALL} (default: {ALL})",
     )
     parser.add_argument(
         "--gallery",
         action="store_true",
-        help="draw the paths of all optimizers on all functions as well",
+        help="run all optimizers on all test functions as well",
     )
     add_names(parser, "optimizers", OPTIMIZERS, " ".join(DEFAULT_NAMES))
     add_seed(parser, "weights, batches and noise")
@@ -139,13 +144,13 @@ def _work(given: argparse.Namespace, job: Job, sizes: Sizes | None) -> int:
         for name, findings in _run_all(names, setup, out, job):
             finished[name] = findings
     if given.budget == "quick":
-        say(console, "Quick: these nets have hardly learnt, so that verdicts on them mean nothing.")
+        say(console, "Quick: these nets have hardly been trained; verdicts on them mean nothing.")
     for name, findings in finished.items():
         console.print(_table(EXPERIMENTS[name].title, findings))
     wrong = [f for findings in finished.values() for f in findings if f.theory and not f.holds]
     for finding in wrong:
-        say(console, f"Not as computed: {finding.claim}: {finding.figures}")
-    recorded = [f"{name}/*.{ending}" for name in OF_ALL for ending in ("json", "png")]
+        say(console, f"Not as computed: {finding.claim}: {finding.measured}")
+    recorded = [f"{name}/*.{ending}" for name in DEFAULT_EXPERIMENTS for ending in ("json", "png")]
     job.end(out, "", recorded=recorded, tensorboard=".")
     return int(bool(wrong))
 
@@ -153,13 +158,13 @@ def _work(given: argparse.Namespace, job: Job, sizes: Sizes | None) -> int:
 def _chosen(given: argparse.Namespace) -> list[str]:
     names = list(dict.fromkeys(given.experiments)) or [ALL]
     if ALL in names:
-        names = OF_ALL
+        names = DEFAULT_EXPERIMENTS
     return [*names, *(["gallery"] if given.gallery else [])]
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Nets this small gain little from a second thread, and where others compute lose much."""
+    """Nets this small gain little from a second thread, and lose much on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -197,60 +202,59 @@ def _load(names: list[str], sizes: Sizes, job: Job) -> Digits | None:
 def _run_all(
     names: list[str], setup: Setup, out: Path, job: Job
 ) -> Iterator[tuple[str, list[Finding]]]:
-    with bars(job.console) as shown:
-        everything = shown.add_task("all", total=len(names))
-        for place, name in enumerate(names, start=1):
-            experiment, began = EXPERIMENTS[name], time.perf_counter()
-            one = shown.add_task(experiment.title, total=1.0)
-
-            def on_progress(stage: str, share: float, one: Any = one, name: str = name) -> None:
-                shown.update(
-                    one, description=f"{EXPERIMENTS[name].title}: {stage}", completed=share
-                )
-
-            facts = experiment.measure(setup, on_progress)
-            findings = experiment.findings(facts)
+    with bars(job.console) as progress:
+        everything = progress.add_task("all", total=len(names))
+        for number, name in enumerate(names, start=1):
+            experiment, started = EXPERIMENTS[name], time.perf_counter()
+            task = progress.add_task(experiment.title, total=1.0)
+            on_progress = partial(_show, progress, task, experiment.title)
+            results = experiment.measure(setup, on_progress)
+            findings = experiment.findings(results)
             on_progress("drawing", 1.0)
-            pictures = {title: png(figure) for title, figure in experiment.draw(facts).items()}
-            seconds = time.perf_counter() - began
+            figures = draw(name, results)
+            seconds = time.perf_counter() - started
             about = conditions(CPU, job.given.command) | {"budget": job.given.budget}
-            content = about | _content(name, setup, facts, findings, seconds)
-            keep(out / name, content, pictures)
-            shown.remove_task(one)
-            shown.advance(everything)
+            content = about | _content(name, setup, results, findings, seconds)
+            write_artifacts(out / name, content, figures, experiment.curves(results))
+            progress.remove_task(task)
+            progress.advance(everything)
             say(
-                shown.console,
-                f"[{place}/{len(names)}] {experiment.title}: {len(pictures)} pictures, "
+                progress.console,
+                f"[{number}/{len(names)}] {experiment.title}: {len(figures)} figures, "
                 f"{len(findings)} findings, {seconds:.0f} s",
             )
             yield name, findings
 
 
+def _show(progress: Progress, task: TaskID, title: str, stage: str, share: float) -> None:
+    progress.update(task, description=f"{title}: {stage}", completed=share)
+
+
 def _content(
-    name: str, setup: Setup, facts: Facts, findings: list[Finding], seconds: float
+    name: str, setup: Setup, results: Results, findings: list[Finding], seconds: float
 ) -> dict[str, Any]:
     needs_digits = EXPERIMENTS[name].needs_digits
     return {
         "experiment": name,
         "optimizers": list(setup.optimizers),
         "seed": setup.seed,
-        "dataset": setup.the_digits().name if needs_digits else None,
+        "dataset": setup.require_digits().name if needs_digits else None,
         "seconds": round(seconds, 1),
         "findings": [
-            {"claim": found.claim, "figures": found.figures, "verdict": found.verdict}
-            for found in findings
+            {"claim": finding.claim, "measured": finding.measured, "verdict": finding.verdict}
+            for finding in findings
         ],
-        "facts": facts,
+        "results": results,
     }
 
 
 def _table(title: str, findings: list[Finding]) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_style="bold")
-    table.add_column("it is said", ratio=3)
+    table.add_column("claim", ratio=3)
     table.add_column("measured", ratio=4)
     table.add_column("verdict", no_wrap=True)
-    for found in findings:
-        table.add_row(found.claim, found.figures, found.verdict)
+    for finding in findings:
+        table.add_row(finding.claim, finding.measured, finding.verdict)
     return table
 
 

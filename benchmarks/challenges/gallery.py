@@ -1,4 +1,4 @@
-"""A gallery: all optimizers on all functions, each at the best of equally many learning rates."""
+"""All optimizers on all test functions, each at the best of the same learning rates."""
 
 from __future__ import annotations
 
@@ -7,63 +7,96 @@ import math
 import torch
 from torch import Tensor
 
-from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup, log_spaced
-from benchmarks.challenges.walks import first_step, rounded, walk
-from benchmarks.common.landscapes import LANDSCAPES
-from benchmarks.common.optimizers import OPTIMIZERS
+from benchmarks.challenges.experiment import (
+    Finding,
+    OnProgress,
+    Results,
+    Setup,
+    is_finite,
+    log_spaced,
+    rounded,
+)
+from benchmarks.challenges.optimizers import OPTIMIZERS, titles
+from benchmarks.challenges.trajectories import first_step, minimize, perturbed
+from benchmarks.common.test_functions import TEST_FUNCTIONS, Objective
 
 STEPS = 200
+NEAR = 0.05  # distance from a minimum that counts as found
 
 
-def measure(setup: Setup, on_progress: OnProgress) -> Facts:
+def measure(setup: Setup, on_progress: OnProgress) -> Results:
     rates = log_spaced(-4, 1, setup.sizes.rates)
-    facts: Facts = {"rates": rates, "steps": STEPS, "landscapes": {}}
-    for number, (key, landscape) in enumerate(LANDSCAPES.items()):
-        found: Facts = {}
-        for name in setup.optimizers:
-            on_progress(f"{landscape.title}, {OPTIMIZERS[name].title}", number / len(LANDSCAPES))
-            positions = walk(
-                landscape, OPTIMIZERS[name].make_scratch, rates, [landscape.start], STEPS
-            )[:, :, 0]
-            # A walk ends where it leaves the domain: what comes after is not shown, nor counted.
-            lengths = _steps_inside(landscape.holds(positions))
-            ends = positions[lengths, torch.arange(len(rates))]
-            best = int(landscape.at(ends).argmin())
-            path = positions[: int(lengths[best]) + 1, best]
-            found[name] = {
-                "lr": rates[best],
-                "path": [rounded(point) for point in path],
-                "height": rounded(landscape.at(path)),
-                "distance": _distance(path[-1], landscape.minima),
-            }
-        facts["landscapes"][key] = found
-    return facts
+    results: Results = {"rates": rates, "steps": STEPS, "functions": {}}
+    for number, (key, objective) in enumerate(TEST_FUNCTIONS.items()):
+        on_progress(objective.title, number / len(TEST_FUNCTIONS))
+        results["functions"][key] = {
+            name: _best(objective, name, rates) for name in setup.optimizers
+        }
+    return results
 
 
-def _steps_inside(inside: Tensor) -> Tensor:
-    """The number of the last step before the domain is left, for each learning rate."""
-    left = first_step(~inside)
-    return torch.where(left.isnan(), len(inside) - 1, left - 1).long()
+def _best(objective: Objective, name: str, rates: list[float]) -> Results | None:
+    """The path at the best learning rate, or None where no rate reaches what is asked.
+
+    With a minimum: the lowest end, of the worst of the perturbed starts. Without one: the fewest
+    steps to the objective's target value. A trajectory that leaves the domain before is out.
+    """
+    make = OPTIMIZERS[name].make_scratch
+    positions = minimize(objective, make, rates, perturbed(objective.start), STEPS)
+    values, inside = objective.value(positions), objective.contains(positions)
+    if objective.target is None:
+        scores = torch.where(inside.all(0), values[-1], math.inf).amax(1)
+        ends = torch.full((len(rates),), STEPS)
+    else:
+        reached, left = first_step(values <= objective.target), first_step(~inside)
+        scores = torch.where(left < reached, math.inf, reached.nan_to_num(math.inf))[:, 0]
+        ends = scores.clamp(max=STEPS).long()
+    best = int(scores.argmin())
+    if not scores[best].isfinite():
+        return None
+    path = positions[: int(ends[best]) + 1, best, 0]
+    return {
+        "lr": rates[best],
+        "path": [rounded(point) for point in path],
+        "value": rounded(objective.value(path)),
+        "lowest_end": values[-1, best].amin().item(),
+        "highest_end": values[-1, best].amax().item(),
+        "steps_to_target": None if objective.target is None else int(ends[best]),
+        "distance": _distance(path[-1], objective.minima),
+    }
 
 
 def _distance(end: Tensor, minima: tuple[tuple[float, ...], ...]) -> float:
-    """To the nearest of the lowest points; not a number where there is none."""
+    """To the nearest of the global minima; NaN where there is none."""
     return min((math.dist(end.tolist(), minimum) for minimum in minima), default=math.nan)
 
 
-def findings(facts: Facts) -> list[Finding]:
-    found = []
-    for key, by_name in facts["landscapes"].items():
-        if LANDSCAPES[key].minima:
-            there = [name for name, its in by_name.items() if its["distance"] < 0.05]
-            best = min(by_name, key=lambda name: by_name[name]["height"][-1])
-            found.append(
-                Finding(
-                    f"with a good learning rate everybody finds the minimum: "
-                    f"{LANDSCAPES[key].title}",
-                    f"{len(there)} of {len(by_name)} within {facts['steps']} steps; lowest: "
-                    f"{OPTIMIZERS[best].title}",
-                    len(there) == len(by_name) or (None if there else False),
-                )
-            )
-    return found
+def is_chaotic(best: Results) -> bool:
+    """Whether rounding errors of the start move the end by more than a tenth."""
+    low, high = best["lowest_end"], best["highest_end"]
+    return bool(is_finite(low) and is_finite(high) and high - low > 0.1 * max(abs(high), 1e-6))
+
+
+def findings(results: Results) -> list[Finding]:
+    return [
+        _finding(TEST_FUNCTIONS[key], by_name, results["steps"])
+        for key, by_name in results["functions"].items()
+    ]
+
+
+def _finding(objective: Objective, by_name: Results, steps: int) -> Finding:
+    successful = {name: best for name, best in by_name.items() if best is not None}
+    if objective.target is not None:
+        counts = ", ".join(
+            f"{OPTIMIZERS[name].title} {best['steps_to_target']}"
+            for name, best in sorted(successful.items(), key=lambda x: x[1]["steps_to_target"])
+        )
+        claim = f"{objective.title}: some learning rate leads below {objective.target:g}"
+        return Finding(claim, f"fewest steps: {counts or 'none'}", successful == by_name)
+    near = [name for name, best in successful.items() if best["distance"] < NEAR]
+    chaotic = [name for name, best in successful.items() if is_chaotic(best)]
+    measured = f"within {steps} steps: {titles(near)}"
+    if chaotic:
+        measured += f"; ends that depend on rounding errors: {titles(chaotic)}"
+    holds = len(near) == len(by_name) or (None if near else False)
+    return Finding(f"{objective.title}: some learning rate finds the minimum", measured, holds)

@@ -1,4 +1,4 @@
-"""Vanishing gradients: how they vanish with depth, and what brings a deep sigmoid net to learn."""
+"""Vanishing gradients: how they shrink with depth, and which remedies train a deep sigmoid net."""
 
 from __future__ import annotations
 
@@ -12,89 +12,88 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks.challenges.lessons import curve_of, learn
-from benchmarks.challenges.setup import Facts, Finding, OnProgress, Setup
-from benchmarks.challenges.walks import first_step, rounded, walk
-from benchmarks.common.landscapes import LANDSCAPES
+from benchmarks.challenges.experiment import Curve, Finding, OnProgress, Results, Setup, rounded
+from benchmarks.challenges.optimizers import OPTIMIZERS, with_corrected
+from benchmarks.challenges.training import mean_losses, train
+from benchmarks.challenges.trajectories import first_step, minimize
 from benchmarks.common.nets import INITIALISATIONS, WIRINGS, build_net, weights_by_layer
-from benchmarks.common.optimizers import OPTIMIZERS
+from benchmarks.common.test_functions import TEST_FUNCTIONS
 from benchmarks.common.training import evaluate
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu")
-FACTOR = (
-    math.sqrt(1 / 3) / 4
-)  # per layer, in theory: torch's weights × the sigmoid's steepest slope
+# Per layer, in theory: torch's default weights have variance 1/(3n), the sigmoid's slope is ≤ 1/4.
+FACTOR = math.sqrt(1 / 3) / 4
 TANH_RATE = 0.1
 TANH_STEPS, TANH_STEPS_OF_SGD = 500, 4000  # at most
-BATCH = 128  # images whose gradient is looked at
-# What is changed in the deep sigmoid net that SGD does not train.
-RESCUES: dict[str, dict[str, Any]] = {
-    "nothing": {},
+BATCH = 128
+# The changes to a deep sigmoid net that SGD does not train.
+REMEDIES: dict[str, dict[str, Any]] = {
+    "none": {},
     "Adam": {"optimizer": "adam"},
-    "Adam, ε = 1e-16": {"optimizer": "adam", "eps": 1e-16},
     "Xavier initialisation": {"initialisation": "chosen"},
     "batch normalisation": {"wiring": "batch_norm"},
     "residual connections": {"wiring": "residual"},
     "ReLU": {"name": "relu"},
     "ReLU, He initialisation": {"name": "relu", "initialisation": "chosen"},
 }
-RESCUE_DEPTHS, RESCUE_WIDTH = (5, 20), 64
-RESCUE_RATES = {"sgd": (0.01, 0.1, 1.0), "adam": (1e-4, 1e-3, 1e-2)}  # three each: equal budgets
+REMEDY_DEPTHS, REMEDY_WIDTH = (5, 20), 64
+REMEDY_RATES = {"sgd": (1e-3, 1e-2, 1e-1, 1.0, 10.0), "adam": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)}
+REMEDY_SEEDS, FINALISTS = 3, 2  # the best rates of the first seed are run with the others
+FINAL_STEPS = 20  # whose mean loss is the final one
 CHANCE = 0.2  # an accuracy below this is no better than guessing, or hardly
-SCALES = tuple(10.0**-k for k in range(0, 17, 2))  # what the loss is multiplied by
-SCALE_STEPS = 100
-EPS = 1e-8  # of Adam and RMSProp, unless told otherwise
+GRADIENTS = tuple(10.0**-k for k in range(0, 17))  # constant ones
+EPSILON_STEPS = 100
 
 
-def measure(setup: Setup, on_progress: OnProgress) -> Facts:
+def measure(setup: Setup, on_progress: OnProgress) -> Results:
     on_progress("tanh", 0.0)
-    facts: Facts = {"tanh": _tanh(setup), "scale": _scale(setup)}
-    facts["gradients"] = _gradients(setup, lambda text, x: on_progress(text, 0.1 + 0.4 * x))
-    facts["adam_in_depth"] = _adam_in_depth(setup)
-    facts["rescues"] = _rescues(setup, lambda text, x: on_progress(text, 0.5 + 0.5 * x))
-    return facts
+    results: Results = {"tanh": _tanh(setup), "epsilon": _constant_gradients(setup)}
+    results["gradients"] = _gradients(setup, lambda text, x: on_progress(text, 0.1 + 0.2 * x))
+    results["adam_by_depth"] = _adam_by_depth(setup)
+    results["remedies"] = _remedies(setup, lambda text, x: on_progress(text, 0.3 + 0.7 * x))
+    return results
 
 
-def _tanh(setup: Setup) -> Facts:
-    """Down tanh from x = 4, where it is nearly level."""
-    found: Facts = {"lr": TANH_RATE, "start": 4.0, "by_optimizer": {}}
+def _tanh(setup: Setup) -> Results:
+    """From x = 4, where tanh is nearly level, to x = 0."""
+    results: Results = {"lr": TANH_RATE, "start": 4.0, "by_optimizer": {}}
+    results["gradient_at_start"] = 1 - math.tanh(4.0) ** 2
     # dx/dt = −γ / cosh² x, integrated from x to 0.
-    found["sgd_in_theory"] = (math.sinh(2 * 4.0) / 4 + 4.0 / 2) / TANH_RATE
-    for name in setup.optimizers:
+    results["sgd_in_theory"] = (math.sinh(2 * 4.0) / 4 + 4.0 / 2) / TANH_RATE
+    for name in with_corrected(setup.optimizers):
         steps = TANH_STEPS_OF_SGD if name == "sgd" else TANH_STEPS
-        x = walk(LANDSCAPES["tanh"], OPTIMIZERS[name].make_scratch, [TANH_RATE], [(4.0,)], steps)[
-            :, 0, 0, 0
-        ]
-        found["by_optimizer"][name] = {
+        make = OPTIMIZERS[name].make_scratch
+        x = minimize(TEST_FUNCTIONS["tanh"], make, [TANH_RATE], [(4.0,)], steps)[:, 0, 0, 0]
+        results["by_optimizer"][name] = {
             "steps_to_0": first_step(x <= 0).item(),
-            "x_after_100": x[100].item(),
             "x": rounded(x[:101]),
         }
-    return found
+    return results
 
 
-def _scale(setup: Setup) -> Facts:
-    """How far a walk down s·tanh gets from x = 4, for smaller and smaller s."""
-    found: Facts = {"scales": SCALES, "steps": SCALE_STEPS, "lr": TANH_RATE, "moved": {}}
-    found["gradient_at_start"] = 1 - math.tanh(4.0) ** 2
+def _constant_gradients(setup: Setup) -> Results:
+    """How far constant gradients move a parameter, in units of the learning rate."""
+    results: Results = {
+        "gradients": GRADIENTS, "steps": EPSILON_STEPS, "eps": {}, "distance": {},
+    }  # fmt: skip
     for name in setup.optimizers:
-        moved = []
-        for scale in SCALES:
-            x = walk(
-                LANDSCAPES["tanh"], OPTIMIZERS[name].make_scratch, [TANH_RATE], [(4.0,)],
-                SCALE_STEPS, bend=partial(torch.mul, torch.tensor(scale)),
-            )  # fmt: skip
-            moved.append((x[0] - x[-1]).item())
-        found["moved"][name] = moved
-    return found
+        gradients = torch.tensor(GRADIENTS, dtype=torch.float64)
+        p = torch.nn.Parameter(torch.zeros_like(gradients))
+        optimizer = OPTIMIZERS[name].make_scratch([p], lr=1.0)
+        for _ in range(EPSILON_STEPS):
+            p.grad = gradients.clone()
+            optimizer.step()
+        results["distance"][name] = p.detach().abs().tolist()
+        results["eps"][name] = optimizer.param_groups[0].get("eps")
+    return results
 
 
-def _gradients(setup: Setup, on_progress: OnProgress) -> Facts:
+def _gradients(setup: Setup, on_progress: OnProgress) -> Results:
     """Norms of the weights' gradients, by layer, before any training."""
-    digits, sizes = setup.the_digits(), setup.sizes
+    digits, sizes = setup.require_digits(), setup.sizes
     images, labels = digits.train_images[:BATCH], digits.train_labels[:BATCH]
-    found: Facts = {"depths": sizes.depths, "width": sizes.width, "images": BATCH,
-                    "seeds": sizes.seeds, "factor_in_theory": FACTOR, "nets": {}}  # fmt: skip
+    results: Results = {"depths": sizes.depths, "width": sizes.width, "images": BATCH,
+                        "seeds": sizes.seeds, "factor_in_theory": FACTOR, "nets": {}}  # fmt: skip
     kinds = [(a, i, w) for a in ACTIVATIONS for i in INITIALISATIONS for w in WIRINGS]
     for number, (activation, initialisation, wiring) in enumerate(kinds):
         on_progress(f"{activation}, {initialisation}, {wiring}", number / len(kinds))
@@ -113,15 +112,16 @@ def _gradients(setup: Setup, on_progress: OnProgress) -> Facts:
                 "factor": statistics.fmean(factors),
                 "factors": factors,
             }
-        found["nets"].setdefault(activation, {}).setdefault(initialisation, {})[wiring] = by_depth
-    return found
+        by_init = results["nets"].setdefault(activation, {})
+        by_init.setdefault(initialisation, {})[wiring] = by_depth
+    return results
 
 
 def _layer_norms(net: torch.nn.Module, images: Tensor, labels: Tensor) -> list[float]:
     net.train()
     weights = [*weights_by_layer(net).values()]
     gradients = torch.autograd.grad(cross_entropy(net(images), labels), weights)
-    # In float64: the squares of what is left of a gradient after 30 layers are none in float32.
+    # In float64: after 30 layers the squares of a gradient underflow in float32.
     return [gradient.double().norm().item() for gradient in gradients]
 
 
@@ -131,77 +131,105 @@ def _factor(norms: Sequence[float]) -> float:
     return float((hidden[0] / hidden[-1]) ** (1 / (len(hidden) - 1)))
 
 
-def _adam_in_depth(setup: Setup) -> Facts:
+def _adam_by_depth(setup: Setup) -> Results:
     """Adam's first step in the deep sigmoid net: how far the weights of each layer move."""
-    digits, sizes = setup.the_digits(), setup.sizes
+    digits, sizes = setup.require_digits(), setup.sizes
     lr = OPTIMIZERS["adam"].lr
-    found: Facts = {"lr": lr, "eps": EPS, "by_depth": {}}
+    results: Results = {"lr": lr, "by_depth": {}}
     for depth in sizes.depths:
         net = build_net("sigmoid", depth, sizes.width, setup.seed)
         layers = [*weights_by_layer(net).values()]
         before = [w.detach().clone() for w in layers]
         optimizer = OPTIMIZERS["adam"].make_scratch(net.parameters(), lr)
-        learn(net, optimizer, digits.train_images[:BATCH], digits.train_labels[:BATCH],
+        train(net, optimizer, digits.train_images[:BATCH], digits.train_labels[:BATCH],
               batch_size=BATCH, steps=1, seed=setup.seed)  # fmt: skip
-        gradients = [w.grad for w in layers if w.grad is not None]
-        found["by_depth"][str(depth)] = {
-            # Of each layer: the typical gradient, and the typical move ÷ the learning rate.
-            "gradient": [g.double().square().mean().sqrt().item() for g in gradients],
-            "move": [
-                ((w - old).double().square().mean().sqrt() / lr).item()
-                for w, old in zip(layers, before, strict=True)
-            ],
-        }
-    return found
+        # Of each layer: the root mean square of the step, in units of the learning rate.
+        results["by_depth"][str(depth)] = [
+            ((w - old).double().square().mean().sqrt() / lr).item()
+            for w, old in zip(layers, before, strict=True)
+        ]
+    return results
 
 
-def _rescues(setup: Setup, on_progress: OnProgress) -> Facts:
-    digits, sizes = setup.the_digits(), setup.sizes
+def _remedies(setup: Setup, on_progress: OnProgress) -> Results:
+    sizes = setup.sizes
+    results: Results = {
+        "images": sizes.images, "steps": sizes.epochs * math.ceil(sizes.images / BATCH),
+        "batch_size": BATCH, "width": REMEDY_WIDTH, "rates": REMEDY_RATES, "by_depth": {},
+    }  # fmt: skip
+    jobs = [(depth, remedy) for depth in REMEDY_DEPTHS for remedy in REMEDIES]
+    for number, (depth, remedy) in enumerate(jobs):
+        on_progress(f"{depth} layers, {remedy}", number / len(jobs))
+        by_remedy = results["by_depth"].setdefault(str(depth), {})
+        by_remedy[remedy] = _remedy(setup, depth, dict(REMEDIES[remedy]))
+    return results
+
+
+def _remedy(setup: Setup, depth: int, changes: dict[str, Any]) -> Results:
+    """The best learning rate: by one seed, then the best two by the median of all seeds."""
+    optimizer = changes.pop("optimizer", "sgd")
+    run = partial(_train_remedy, setup, depth, optimizer, changes)
+    rates = REMEDY_RATES[optimizer]
+    first, *others = range(setup.seed, setup.seed + min(REMEDY_SEEDS, setup.sizes.seeds))
+    runs = {lr: [run(lr, first)] for lr in rates}
+    finalists = sorted(rates, key=lambda lr: runs[lr][0]["final_loss"])[:FINALISTS]
+    for lr in finalists:
+        runs[lr] += [run(lr, seed) for seed in others]
+    losses = {lr: statistics.median(r["final_loss"] for r in runs[lr]) for lr in finalists}
+    best = min(finalists, key=losses.__getitem__)
+    return {
+        "optimizer": optimizer,
+        "lr": best,
+        "at_edge": best in (rates[0], rates[-1]),
+        "final_loss": losses[best],
+        "accuracies": [run["test_accuracy"] for run in runs[best]],
+        "test_accuracy": statistics.median(run["test_accuracy"] for run in runs[best]),
+        "loss": runs[best][0]["loss"],
+        "accuracy_by_rate": {f"{lr:g}": runs[lr][0]["test_accuracy"] for lr in rates},
+    }
+
+
+def _train_remedy(
+    setup: Setup, depth: int, optimizer: str, changes: dict[str, Any], lr: float, seed: int
+) -> Results:
+    digits, sizes = setup.require_digits(), setup.sizes
     images, labels = digits.train_images[: sizes.images], digits.train_labels[: sizes.images]
     steps = sizes.epochs * math.ceil(len(labels) / BATCH)
-    found: Facts = {"images": len(labels), "steps": steps, "batch_size": BATCH,
-                    "width": RESCUE_WIDTH, "by_depth": {}}  # fmt: skip
-    jobs = [(depth, rescue) for depth in RESCUE_DEPTHS for rescue in RESCUES]
-    for number, (depth, rescue) in enumerate(jobs):
-        change = dict(RESCUES[rescue])
-        optimizer = change.pop("optimizer", "sgd")
-        make = partial(OPTIMIZERS[optimizer].scratch, **OPTIMIZERS[optimizer].options)
-        if "eps" in change:
-            make = partial(make, eps=change.pop("eps"))
-        tries: list[Facts] = []
-        for lr in RESCUE_RATES[optimizer]:
-            on_progress(f"{depth} layers, {rescue}, rate {lr:g}", number / len(jobs))
-            net = build_net(**{"name": "sigmoid", "seed": setup.seed, "width": RESCUE_WIDTH,
-                               "depth": depth, **change})  # fmt: skip
-            lesson = learn(
-                net, make(net.parameters(), lr=lr), images, labels,
-                batch_size=BATCH, steps=steps, seed=setup.seed,
-            )  # fmt: skip
-            net.eval()
-            _, accuracy = evaluate(net, digits.test_images, digits.test_labels)
-            tries.append({"lr": lr, "final_loss": statistics.fmean(lesson.losses[-20:]),
-                          "test_accuracy": accuracy, "loss": curve_of(lesson.losses)})  # fmt: skip
-        finite = [one for one in tries if math.isfinite(one["final_loss"])]
-        best = min(finite, key=lambda one: one["final_loss"])
-        found["by_depth"].setdefault(str(depth), {})[rescue] = {
-            "optimizer": optimizer, **best,
-            "accuracy_by_rate": {f"{one['lr']:g}": one["test_accuracy"] for one in tries},
-        }  # fmt: skip
-    return found
+    net = build_net(**{"name": "sigmoid", "depth": depth, "width": REMEDY_WIDTH, "seed": seed,
+                       **changes})  # fmt: skip
+    result = train(
+        net, OPTIMIZERS[optimizer].make_scratch(net.parameters(), lr), images, labels,
+        batch_size=BATCH, steps=steps, seed=seed,
+    )  # fmt: skip
+    net.eval()
+    final_loss = statistics.fmean(result.losses[-FINAL_STEPS:])
+    return {
+        "final_loss": final_loss if math.isfinite(final_loss) else math.inf,
+        "test_accuracy": evaluate(net, digits.test_images, digits.test_labels)[1],
+        "loss": mean_losses(result.losses),
+    }
 
 
-def findings(facts: Facts) -> list[Finding]:
-    found = []
-    tanh, gradients = facts["tanh"]["by_optimizer"], facts["gradients"]
+def curves(results: Results) -> list[Curve]:
+    return [
+        Curve(f"{depth} layers/{remedy}", best["loss"]["step"], best["loss"]["loss"])
+        for depth, by_remedy in results["remedies"]["by_depth"].items()
+        for remedy, best in by_remedy.items()
+    ]
+
+
+def findings(results: Results) -> list[Finding]:
+    claims = []
+    tanh, gradients = results["tanh"]["by_optimizer"], results["gradients"]
     if "sgd" in tanh:
-        steps, theory = tanh["sgd"]["steps_to_0"], facts["tanh"]["sgd_in_theory"]
-        found.append(
+        steps, theory = tanh["sgd"]["steps_to_0"], results["tanh"]["sgd_in_theory"]
+        claims.append(
             Finding(
                 "SGD needs (sinh(2x)/4 + x/2) / γ steps down tanh from x = 4",
                 f"{steps:.0f} against {theory:.0f}; "
                 + ", ".join(
-                    f"{OPTIMIZERS[name].title} {its['steps_to_0']:.0f}"
-                    for name, its in tanh.items()
+                    f"{OPTIMIZERS[name].title} {path['steps_to_0']:.0f}"
+                    for name, path in tanh.items()
                     if name != "sgd"
                 ),
                 abs(steps - theory) < 0.01 * theory,
@@ -209,17 +237,58 @@ def findings(facts: Facts) -> list[Finding]:
             )
         )
     plain = gradients["nets"]["sigmoid"]["default"]["plain"]
-    factors = [its["factor"] for its in plain.values()]
-    found.append(
+    factors = [by_depth["factor"] for by_depth in plain.values()]
+    claims.append(
         Finding(
-            "a sigmoid layer at torch's default hands on √(1/3)/4 of the gradient",
+            "a sigmoid layer at torch's default passes on √(1/3)/4 of the gradient",
             f"{min(factors):.3f} … {max(factors):.3f} against {gradients['factor_in_theory']:.3f}",
             all(abs(factor / gradients["factor_in_theory"] - 1) < 0.1 for factor in factors),
             theory=True,
         )
     )
-    deepest = str(gradients["depths"][-1])
-    for claim, net in (
+    claims += _findings_of_gradients(gradients)
+    for remedy in next(iter(results["remedies"]["by_depth"].values())):
+        by_depth = {d: by[remedy] for d, by in results["remedies"]["by_depth"].items()}
+        trains = [best["test_accuracy"] > CHANCE for best in by_depth.values()]
+        claims.append(
+            Finding(
+                "SGD trains the deep sigmoid net"
+                if remedy == "none"
+                else f"a remedy that trains the deep sigmoid net: {remedy}",
+                "; ".join(f"{depth} layers: {_accuracy(best)}" for depth, best in by_depth.items()),
+                all(trains) or (None if any(trains) else False),
+            )
+        )
+    epsilon = results["epsilon"]
+    for name, eps in epsilon["eps"].items():
+        if eps is not None:
+            distance = epsilon["distance"][name]
+            halved = next(
+                g for g, d in zip(GRADIENTS, distance, strict=True) if d < distance[0] / 2
+            )
+            claims.append(
+                Finding(
+                    f"{OPTIMIZERS[name].title}: the scale of the gradient does not matter",
+                    f"from a constant gradient of {halved:.0e} on, {epsilon['steps']} steps move "
+                    f"less than half as far; ε = {eps:g}",
+                    None,
+                )
+            )
+    return claims
+
+
+def _accuracy(best: Results) -> str:
+    low, high = min(best["accuracies"]), max(best["accuracies"])
+    if high < CHANCE:
+        return "chance"
+    edge = ", at the edge of the grid" if best["at_edge"] else ""
+    return f"{best['test_accuracy']:.1%} ({low:.1%} … {high:.1%}) at rate {best['lr']:g}{edge}"
+
+
+def _findings_of_gradients(gradients: Results) -> list[Finding]:
+    nets, deepest = gradients["nets"], str(gradients["depths"][-1])
+    claims = []
+    for claim, (activation, initialisation, wiring) in (
         ("Xavier initialisation keeps the gradient of a sigmoid net",
          ("sigmoid", "chosen", "plain")),
         ("Xavier initialisation keeps the gradient of a tanh net", ("tanh", "chosen", "plain")),
@@ -230,49 +299,17 @@ def findings(facts: Facts) -> list[Finding]:
         ("residual connections keep the gradient of a sigmoid net",
          ("sigmoid", "default", "residual")),
     ):  # fmt: skip
-        activation, initialisation, wiring = net
-        factor = gradients["nets"][activation][initialisation][wiring][deepest]["factor"]
-        found.append(
-            Finding(
-                claim,
-                f"{deepest} layers: × {factor:.3f} per layer",
-                bool(0.9 < factor < 1.2),
-            )
-        )
-    together = gradients["nets"]["relu"]["chosen"]["residual"][deepest]["norms"][0]
-    alone = gradients["nets"]["relu"]["chosen"]["plain"][deepest]["norms"][0]
-    found.append(
+        factor = nets[activation][initialisation][wiring][deepest]["factor"]
+        measured = f"{deepest} layers: × {factor:.3f} per layer"
+        claims.append(Finding(claim, measured, bool(0.9 < factor < 1.2)))
+    together = nets["relu"]["chosen"]["residual"][deepest]["norms"][0]
+    alone = nets["relu"]["chosen"]["plain"][deepest]["norms"][0]
+    claims.append(
         Finding(
-            "He initialisation and residual connections go together",
+            "He initialisation and residual connections combine well",
             f"{deepest} layers: the first one's gradient is {together:.1e} with both, "
             f"{alone:.1e} with He initialisation alone",
             bool(together < 10 * alone),
         )
     )
-    for rescue in RESCUES:
-        results = {d: by[rescue] for d, by in facts["rescues"]["by_depth"].items()}
-        learns = [result["test_accuracy"] > CHANCE for result in results.values()]
-        found.append(
-            Finding(
-                "SGD trains the deep sigmoid net"
-                if rescue == "nothing"
-                else f"the deep sigmoid net is rescued by: {rescue}",
-                "; ".join(
-                    f"{depth} layers: {result['test_accuracy']:.1%} at rate {result['lr']:g}"
-                    for depth, result in results.items()
-                ),
-                all(learns) or (None if any(learns) else False),
-            )
-        )
-    if "adam" in facts["scale"]["moved"]:
-        scale, moved = facts["scale"], facts["scale"]["moved"]["adam"]
-        first = next(s for s, m in zip(scale["scales"], moved, strict=True) if m < 0.5 * moved[0])
-        found.append(
-            Finding(
-                "Adam does not mind the scale of the gradient",
-                f"from s = {first:g} on, where the gradient of s·tanh is "
-                f"{first * scale['gradient_at_start']:.1e}, it moves less than half as far",
-                None,
-            )
-        )
-    return found
+    return claims

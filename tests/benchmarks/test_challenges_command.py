@@ -1,24 +1,23 @@
-"""The command: its files, its events, its errors, its rooms, and the results that are recorded."""
+"""The command: its files, events and errors, its modules, and the recorded results."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
+import statistics
 from pathlib import Path
-from typing import Any, NoReturn
 
 import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure
 
 from benchmarks.challenges import __main__ as command
-from benchmarks.challenges import gallery, vanishing_gradients
-from benchmarks.challenges.__main__ import EXPERIMENTS, OF_ALL, main
-from benchmarks.challenges.keeping import FACTS_FILE, keep, scalars
-from benchmarks.challenges.setup import Sizes
+from benchmarks.challenges import conditioning, depth, gallery, vanishing_gradients
+from benchmarks.challenges.__main__ import DEFAULT_EXPERIMENTS, EXPERIMENTS, main
+from benchmarks.challenges.artifacts import FACTS_FILE, draw, write_artifacts
+from benchmarks.challenges.experiment import Results, Sizes
 from benchmarks.common.data import SYNTHETIC_NAME
-from benchmarks.common.landscapes import LANDSCAPES
+from benchmarks.common.plots import png
+from benchmarks.common.test_functions import TEST_FUNCTIONS
 from tests.benchmarks.files import events, read
 from tests.benchmarks.test_layout import ROOT, imported
 
@@ -29,7 +28,7 @@ TINY = Sizes(
     images=200, epochs=1, few_images=60, few_epochs=10, batches=(16, 32), plateau_steps=12,
     test_images=50,
 )  # fmt: skip
-DRAWN = ("--dataset", "synthetic", "--optimizers", "sgd", "adam")
+SYNTHETIC = ("--dataset", "synthetic", "--optimizers", "sgd", "adam")
 RESULTS = ROOT / "benchmarks" / "results" / "challenges"
 
 
@@ -38,56 +37,65 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "job"
     looks = dict(mpl.rcParams)
     with pytest.MonkeyPatch.context() as patch:
-        few = {name: LANDSCAPES[name] for name in ("wavy", "rosenbrock")}
-        patch.setattr(gallery, "LANDSCAPES", few)
+        few = {name: TEST_FUNCTIONS[name] for name in ("wavy", "rosenbrock")}
+        patch.setattr(gallery, "TEST_FUNCTIONS", few)
         patch.setattr(vanishing_gradients, "TANH_STEPS_OF_SGD", 200)
-        main([*DRAWN, "--gallery", "--out", str(out)], TINY)
+        remedies = {name: vanishing_gradients.REMEDIES[name] for name in ("none", "Adam")}
+        patch.setattr(vanishing_gradients, "REMEDIES", remedies)
+        patch.setattr(vanishing_gradients, "REMEDY_DEPTHS", (2, 3))
+        patch.setattr(conditioning, "CONDITIONS", (3, 10))
+        patch.setattr(conditioning, "BETA_CONDITIONS", (4, 5, 6))
+        patch.setattr(conditioning, "HALVINGS", 4)
+        patch.setattr(depth, "TRAINED_DEPTHS", (2,))
+        main([*SYNTHETIC, "--gallery", "--out", str(out)], TINY)
     assert dict(mpl.rcParams) == looks, "the settings of matplotlib belong to the caller"
     return out
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
-def test_an_experiment_leaves_pictures_facts_and_events(name: str, finished: Path) -> None:
+def test_an_experiment_writes_figures_facts_and_events(name: str, finished: Path) -> None:
     directory = finished / name
-    pictures = {path.stem: path.read_bytes() for path in directory.glob("*.png")}
-    assert pictures
-    assert all(content.startswith(b"\x89PNG") for content in pictures.values())
+    figures = {path.stem: path.read_bytes() for path in directory.glob("*.png")}
+    assert figures
+    assert all(content.startswith(b"\x89PNG") for content in figures.values())
     content = read(directory / FACTS_FILE)
     assert content["experiment"] == name
     assert content["optimizers"] == ["sgd", "adam"]
     assert content["dataset"] == (SYNTHETIC_NAME if EXPERIMENTS[name].needs_digits else None)
     assert content["findings"]
     assert str(finished) not in (directory / FACTS_FILE).read_text()
-    found = events(directory)
-    assert set(found.Tags()["images"]) == set(pictures)
-    tags = set(found.Tags()["scalars"])
-    assert {tag for tag, _, _ in scalars(content["facts"])} == tags
+    tags = events(directory).Tags()
+    assert set(tags["images"]) == set(figures)
+    assert set(tags["scalars"]) == {c.tag for c in EXPERIMENTS[name].curves(content["results"])}
+
+
+def test_tensorboard_has_images_and_a_few_dozen_curves(finished: Path) -> None:
+    scalars = [tag for name in EXPERIMENTS for tag in events(finished / name).Tags()["scalars"]]
+    assert 5 < len(scalars) < 60
 
 
 def test_nothing_temporary_is_left(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == set(EXPERIMENTS)
 
 
-def test_the_pictures_can_be_drawn_again_from_the_file(finished: Path) -> None:
-    for name, experiment in EXPERIMENTS.items():
-        facts = read(finished / name / FACTS_FILE)["facts"]
-        assert set(experiment.draw(facts)) == {p.stem for p in (finished / name).glob("*.png")}
+def test_figures_can_be_drawn_from_the_file(finished: Path) -> None:
+    for name in EXPERIMENTS:
+        results = read(finished / name / FACTS_FILE)["results"]
+        assert set(draw(name, results)) == {p.stem for p in (finished / name).glob("*.png")}
 
 
 def test_an_interruption_keeps_what_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*arguments: Any) -> NoReturn:
-        raise KeyboardInterrupt
+    def interrupted(name: str, results: Results) -> dict[str, bytes]:
+        if name == "saddle_points":
+            raise KeyboardInterrupt
+        return {"figure": png(Figure())}
 
-    broken = dataclasses.replace(EXPERIMENTS["saddle_points"], draw=interrupted)
-    monkeypatch.setitem(command.EXPERIMENTS, "saddle_points", broken)
+    monkeypatch.setattr(command, "draw", interrupted)
     out = tmp_path / "out"
     names = ("local_minima", "saddle_points")
-    # One picture is enough here.
-    quick = dataclasses.replace(EXPERIMENTS["local_minima"], draw=lambda facts: {"f": Figure()})
-    monkeypatch.setitem(command.EXPERIMENTS, "local_minima", quick)
-    assert main([*names, *DRAWN, "--out", str(out)], TINY) == 130
+    assert main([*names, *SYNTHETIC, "--out", str(out)], TINY) == 130
     assert [path.name for path in out.iterdir()] == ["local_minima"]
     read(out / "local_minima" / FACTS_FILE)
     assert "finished experiments are kept" in capsys.readouterr().out
@@ -95,27 +103,14 @@ def test_an_interruption_keeps_what_is_finished(
 
 def test_a_directory_that_could_not_be_filled_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SyntaxError, match="not a PNG"):
-        keep(tmp_path / "half", {"facts": {}}, {"picture": b"not a PNG file"})
+        write_artifacts(tmp_path / "half", {"results": {}}, {"figure": b"not a PNG file"})
     assert not list(tmp_path.iterdir())
-
-
-def test_numbers_are_found_with_their_names_and_steps() -> None:
-    facts = {
-        "one": 1, "curve": {"step": [10, 20], "loss": [0.5, 0.25]}, "yes": True, "word": "text",
-        "rows": [[1, math.nan, 2], [3]], "none": None,
-    }  # fmt: skip
-    assert list(scalars(facts)) == [
-        ("one", 1, 0),
-        ("curve/step", 10, 0), ("curve/step", 20, 1),
-        ("curve/loss", 0.5, 10), ("curve/loss", 0.25, 20),
-        ("rows/0", 1, 0), ("rows/0", 2, 2), ("rows/1", 3, 0),
-    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["sadle_points"], f"valid are {', '.join(OF_ALL)}, all"),
+        (["sadle_points"], f"valid are {', '.join(DEFAULT_EXPERIMENTS)}, all"),
         (["--optimizers", "sgdd"], "valid are sgd, momentum"),
         (["--seed", "-1"], "not a whole number"),
         (["--out", "FILE/below"], "not a directory"),
@@ -139,35 +134,71 @@ def test_bad_input_is_one_clear_line(
     assert not Path("runs").exists()
 
 
-def test_who_measures_does_not_draw_and_who_draws_does_not_measure() -> None:
+def test_measuring_modules_do_not_draw_and_drawing_modules_do_not_measure() -> None:
     folder = ROOT / "benchmarks" / "challenges"
-    for path in set(folder.glob("*.py")) - {folder / "__main__.py", folder / "keeping.py"}:
+    for path in set(folder.glob("*.py")) - {folder / "artifacts.py"}:
         names = imported(path)
         assert not any(name.startswith("matplotlib") for name in names), path
-        assert not any("slides" in name for name in names), path
-    for path in (folder / "slides").glob("*.py"):
-        names = imported(path)
-        for room in ("lessons", "walks", "keeping"):
-            assert f"benchmarks.challenges.{room}" not in names, path
+        assert not any("figures" in name for name in names), path
+    for path in (folder / "figures").glob("*.py"):
+        for name in imported(path):
+            modules = {f"benchmarks.challenges.{m}" for m in ("training", "trajectories")}
+            assert not name.startswith(tuple(modules)), path
 
 
-def test_nothing_else_imports_the_challenges() -> None:
-    for path in (ROOT / "benchmarks").glob("*.py"):
-        assert not any(name.startswith("benchmarks.challenges") for name in imported(path)), path
-
-
-@pytest.mark.parametrize("name", OF_ALL)
-def test_the_recorded_results_are_as_computed_and_private_to_no_machine(name: str) -> None:
+@pytest.mark.parametrize("name", DEFAULT_EXPERIMENTS)
+def test_recorded_results_are_what_the_program_computes_from_them(name: str) -> None:
     text = (RESULTS / name / FACTS_FILE).read_text(encoding="utf-8")
     assert not re.search(r'"/|/home|/tmp|/work', text)
     content = read(RESULTS / name / FACTS_FILE)
     assert content["dataset"] == ("MNIST" if EXPERIMENTS[name].needs_digits else None)
-    # What is recorded is what the program finds in these facts today.
     assert [
-        {"claim": found.claim, "figures": found.figures, "verdict": found.verdict}
-        for found in EXPERIMENTS[name].findings(content["facts"])
+        {"claim": finding.claim, "measured": finding.measured, "verdict": finding.verdict}
+        for finding in EXPERIMENTS[name].findings(content["results"])
     ] == content["findings"]
     assert "WRONG" not in text
+    assert all(len(curve.steps) > 10 for curve in EXPERIMENTS[name].curves(content["results"]))
     assert {path.stem for path in (RESULTS / name).glob("*.png")} == set(
-        EXPERIMENTS[name].draw(content["facts"])
+        draw(name, content["results"])
     )
+
+
+def recorded(name: str) -> Results:
+    results: Results = read(RESULTS / name / FACTS_FILE)["results"]
+    return results
+
+
+def test_the_recorded_depths_are_those_that_the_page_gives() -> None:
+    text = (ROOT / "docs" / "depth.md").read_text(encoding="utf-8")
+    results = recorded("depth")
+    layers = {
+        name: format(by_eps[f"{results['default_eps'][name]:g}"]["measured"], ".1f")
+        for name, by_eps in results["halving"].items()
+    }
+    sentence = "at {adam} hidden layers for Adam, {rmsprop} for RMSProp and {adagrad} for AdaGrad"
+    assert sentence.format(**layers) in " ".join(text.split())
+    adam = [row["measured"] for row in results["halving"]["adam"].values()]
+    assert f"ten times smaller is worth {(adam[-1] - adam[0]) / 12:.1f} layers" in text
+    assert f"{results['underflow']:.0e}" == "8e-22"
+    accuracy = {
+        depth: max(statistics.median(r["test_accuracy"] for r in runs) for runs in by_eps.values())
+        for depth, by_eps in results["training"]["by_depth"].items()
+    }
+    assert accuracy["4"] > 0.8
+    assert accuracy["10"] < 0.2
+    assert max(run["test_accuracy"] for run in results["training"]["by_depth"]["6"]["0.0001"]) < 0.2
+    assert min(run["test_accuracy"] for run in results["training"]["by_depth"]["6"]["1e-06"]) > 0.5
+
+
+def test_the_recorded_remedies_are_those_that_the_gallery_names() -> None:
+    best = recorded("vanishing_gradients")["remedies"]["by_depth"]
+    trains = {name for name, run in best["20"].items() if run["test_accuracy"] > 0.5}
+    assert trains == {"batch normalisation", "residual connections", "ReLU, He initialisation"}
+    # A rate at the edge of its grid might not be the best one.
+    assert not any(run["at_edge"] for by_remedy in best.values() for run in by_remedy.values())
+
+
+def test_recorded_results_are_of_one_torch_and_one_machine() -> None:
+    contents = [read(RESULTS / name / FACTS_FILE) for name in DEFAULT_EXPERIMENTS]
+    for key in ("budget", "optimizers", "seed", "versions", "machine"):
+        assert all(content[key] == contents[0][key] for content in contents), key

@@ -23,17 +23,17 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.challenges import __main__ as challenges
-from benchmarks.challenges.keeping import keep
+from benchmarks.challenges.artifacts import write_artifacts
 from benchmarks.common import claims, record, signals
 from benchmarks.common import command as command_module
 from benchmarks.common.command import LIMITS, whole_number
 from benchmarks.common.data import DATA_DIR_VARIABLE, SYNTHETIC_NAME, Digits
+from benchmarks.common.plots import png
 from benchmarks.common.reading import within_limits
 from benchmarks.common.record import RunRecorder
 from benchmarks.equivalence import __main__ as equivalence
 from benchmarks.equivalence import figures as equivalence_figures
 from benchmarks.gradient_release import __main__ as gradient_release
-from benchmarks.gradient_release.release import measure
 from benchmarks.mnist import __main__ as mnist
 from benchmarks.mnist import options as mnist_options
 from benchmarks.reproductions import __main__ as reproductions
@@ -89,7 +89,7 @@ COMMANDS = {
     ),
     "challenges": Command(
         lambda *more: challenges.main(["saddle_points", "--dataset", "synthetic", *more], SIZES),
-        "benchmarks.challenges.__main__:png",
+        "benchmarks.challenges.__main__:draw",
     ),
     "step_time": Command(
         lambda *more: step_time.main(
@@ -121,11 +121,13 @@ def command(
     monkeypatch.setattr(reproductions, "load_mnist", lambda *arguments: digits)
     light = dataclasses.replace(
         challenges.EXPERIMENTS["saddle_points"],
-        measure=lambda setup, on_progress: {}, findings=lambda facts: [],
-        draw=lambda facts: {"f": Figure()},
+        measure=lambda setup, on_progress: {}, findings=lambda results: [],
     )  # fmt: skip
+    monkeypatch.setattr(challenges, "draw", lambda name, results: {"figure": png(Figure())})
     monkeypatch.setitem(challenges.EXPERIMENTS, "saddle_points", light)
-    monkeypatch.setattr(gradient_release, "_apart", lambda **settings: measure(**settings))
+    monkeypatch.setattr(
+        gradient_release, "_apart", lambda **settings: gradient_release.measure(**settings)
+    )
     monkeypatch.setattr(equivalence_figures, "draw_atlas", lambda recorded: b"picture")
     monkeypatch.setattr(step_time_figures, "draw_ratios", lambda recorded: b"picture")
     return COMMANDS[request.param]
@@ -533,7 +535,7 @@ def test_what_took_the_place_of_the_folder_is_not_deleted(tmp_path: Path) -> Non
             RunRecorder(theirs.parent)
         assert theirs.exists()
         with pytest.raises(FileNotFoundError):
-            keep(theirs.parent, {"facts": {}}, {})
+            write_artifacts(theirs.parent, {"results": {}}, {})
         assert [path.name for path in out.iterdir()] == ["run"]
     assert theirs.exists()
 

@@ -18,7 +18,6 @@ HEAVY = {
 PROGRAMS = sorted(
     ".".join(path.parent.relative_to(BENCHMARKS).parts) for path in BENCHMARKS.rglob("__main__.py")
 )[1:]
-PROGRAMS.remove("challenges")  # whose figures are still imported at once
 COMMANDS = sorted(main.parent.name for main in BENCHMARKS.glob("*/__main__.py"))
 
 

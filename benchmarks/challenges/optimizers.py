@@ -1,0 +1,48 @@
+"""The optimizers of the experiments: the six, and two that differ in bias correction alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.common.optimizers import OPTIMIZERS as SIX
+from torch_scratch_optim import ScratchAdam
+
+CORRECTED, UNCORRECTED = "rmsprop_corrected", "adam_uncorrected"
+
+
+class UncorrectedAdam(ScratchAdam):
+    def scalars(self, t: Any, group: dict[str, Any]) -> dict[str, Any]:
+        return super().scalars(math.inf, group)  # βᵗ = 0: nothing is left to correct
+
+
+# RMSProp with bias correction is Adam with β₁ = 0 and β₂ = α.
+OPTIMIZERS = SIX | {
+    CORRECTED: replace(
+        SIX["rmsprop"],
+        title="RMSProp, bias-corrected",
+        scratch=partial(ScratchAdam, betas=(0.0, 0.99)),
+        reference=partial(torch.optim.Adam, betas=(0.0, 0.99)),
+    ),
+    UNCORRECTED: replace(
+        SIX["adam"], title="Adam without bias correction", scratch=UncorrectedAdam
+    ),
+}
+
+
+def with_corrected(names: Iterable[str]) -> list[str]:
+    """RMSProp is followed by its bias-corrected form: its first steps are not its formula's."""
+    return [
+        variant
+        for name in names
+        for variant in ((name, CORRECTED) if name == "rmsprop" else (name,))
+    ]
+
+
+def titles(names: Iterable[str]) -> str:
+    return ", ".join(OPTIMIZERS[name].title for name in names) or "none"
