@@ -22,9 +22,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # For the workers, who share the cores: a thread with nothing to do is to let another's run.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ["TORCH_SCRATCH_TEST_DEVICE"] = checked(config.getoption("--device"))
-    if config.cache:
+    cache: pytest.Cache | None = getattr(config, "cache", None)  # with -p no:cacheprovider, none
+    if cache:
         # So that each kernel is compiled once for all workers and runs.
-        folder = config.cache.mkdir("kernels")
+        folder = cache.mkdir("kernels")
         folder.chmod(0o700)  # what others could write, the package does not load
         os.environ.setdefault("TORCH_SCRATCH_CACHE", str(folder))
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ FACTS = {
 }
 
 OptionCase = tuple[str, Options, str]
-Compare = Callable[[OptionCase], Comparison]
+Compare = Callable[..., Comparison]
 Map = Callable[[Compare, list[OptionCase]], Iterator[Comparison]]
 
 
@@ -177,7 +178,7 @@ def _compare_all(
     """OptionCase by case, written after each: an interrupted job keeps what it has."""
     settings, rows = recorded["settings"], recorded["rows"]
     names = ("engines", "steps", "seed", "device")
-    compare = partial(_compare, **{name: settings[name] for name in names})
+    compare = partial(compare_case, **{name: settings[name] for name in names})
     dtypes = len(settings["dtypes"])
     with bars(console) as shown, _processes(processes) as each:
         everything = shown.add_task("all", total=len(cases))
@@ -194,23 +195,17 @@ def _compare_all(
 
 @contextmanager
 def _processes(count: int) -> Iterator[Map]:
-    """A `map` over several processes of one thread each: the tensors are too small for more."""
+    """A `starmap` over several processes of one thread each: the tensors are too small for more."""
     if count == 1:
-        yield map
+        yield starmap
     else:
         with workers(count, torch.set_num_threads, 1) as some:
 
-            def each(
-                work: Callable[[OptionCase], Comparison], cases: list[OptionCase]
-            ) -> Iterator[Comparison]:
-                futures = [some.submit(work, case) for case in cases]
+            def each(compare: Compare, cases: list[OptionCase]) -> Iterator[Comparison]:
+                futures = [some.submit(compare, *case) for case in cases]
                 return (future.result() for future in futures)
 
             yield each
-
-
-def _compare(case: OptionCase, **settings: Any) -> Comparison:
-    return compare_case(*case, **settings)
 
 
 def _breaks_a_promise(row: Comparison) -> bool:

@@ -34,6 +34,7 @@ from benchmarks.common.record import RunRecorder
 from benchmarks.equivalence import __main__ as equivalence
 from benchmarks.equivalence import figures as equivalence_figures
 from benchmarks.gradient_release import __main__ as gradient_release
+from benchmarks.gradient_release.release import measure
 from benchmarks.mnist import __main__ as mnist
 from benchmarks.mnist import options as mnist_options
 from benchmarks.reproductions import __main__ as reproductions
@@ -125,9 +126,7 @@ def command(
     )  # fmt: skip
     monkeypatch.setattr(challenges, "draw", lambda name, results: {"figure": png(Figure())})
     monkeypatch.setitem(challenges.EXPERIMENTS, "saddle_points", light)
-    monkeypatch.setattr(
-        gradient_release, "_apart", lambda **settings: gradient_release.measure(**settings)
-    )
+    monkeypatch.setattr(gradient_release, "_apart", lambda **settings: measure(**settings))
     monkeypatch.setattr(equivalence_figures, "draw_atlas", lambda recorded: b"picture")
     monkeypatch.setattr(step_time_figures, "draw_ratios", lambda recorded: b"picture")
     return COMMANDS[request.param]

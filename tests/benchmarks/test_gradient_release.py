@@ -12,7 +12,8 @@ from torch import nn
 
 from benchmarks.common.record import read_json
 from benchmarks.gradient_release import __main__ as gradient_release
-from benchmarks.gradient_release.__main__ import main, release_gradients
+from benchmarks.gradient_release.__main__ import main
+from benchmarks.gradient_release.release import release_gradients
 
 from ..cases import PAIRS, Case, assert_equal_state, same_bits
 
