@@ -83,7 +83,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     if row["our_spread"] is not None and row["seeds"][1] > 1:
         ours += f" ({_text(row['our_spread'])})"
     return [
-        row["quantity"], _text(row["published"]), ours, verdict, rejected(row["wrong"]),
+        row["quantity"], _text(row["published"]), ours, verdict,
+        rejected(row["wrong"]) if row["verdict"] != DIFFERS else "the right optimizer, too",
         " / ".join(map(str, row["seeds"])), row["tolerance"],
     ]  # fmt: skip
 

@@ -41,7 +41,9 @@ def test_a_row_tells_all_that_it_was_judged_by() -> None:
 
 
 def test_a_row_that_differs_says_what_is_known_of_it() -> None:
-    assert told(a_row(Measured(2.0, note="Odd.")))["verdict"] == "differs: Odd."
+    row = told(a_row(Measured(2.0, note="Odd.")))
+    assert row["verdict"] == "differs: Odd."
+    assert row["rejects"] == "the right optimizer, too"
 
 
 def test_a_row_that_was_not_run_names_the_budget() -> None:
