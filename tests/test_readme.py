@@ -76,15 +76,15 @@ def test_your_own_optimizer_takes_about_fifteen_lines() -> None:
 def test_step_times_are_as_the_readme_says() -> None:
     report = pytest.importorskip("benchmarks.step_time.report", reason="needs '.[bench]'")
     recorded = json.loads((ROOT / "benchmarks/results/step_time/step_time.json").read_text())
-    rows = report.rows_of(recorded)
-    assert {row.optimizer for row in rows} >= {"sgd", "momentum", "rmsprop", "adam"}
+    groups = report.groups_of(recorded)
+    assert {group.optimizer for group in groups} >= {"sgd", "momentum", "rmsprop", "adam"}
     by_default: dict[str, list[bool]] = {"sgd": [], "momentum": []}
-    for row in rows:
-        if row.optimizer in by_default:
-            by_default[row.optimizer].append(row.ratio("default", "default") > 1)
+    for group in groups:
+        if group.optimizer in by_default:
+            by_default[group.optimizer].append(group.ratio("default", "default") > 1)
         else:
-            most = 0.5 if row.optimizer == "rmsprop" else 1 + report.EQUAL
-            assert row.ratio_of_bests() <= most, row
+            most = 0.5 if group.optimizer == "rmsprop" else 1 + report.EQUAL
+            assert group.ratio_of_bests() <= most, group
     assert all(sum(slower) > len(slower) / 2 for slower in by_default.values())
 
 
