@@ -105,8 +105,8 @@ def test_the_verdict_says_what_the_tests_could_have_seen(facts: Facts, relu: Fac
     )
     assert verdict(relu) == (
         "Adam has the best mean test accuracy, 98.00 %. The tests do not separate it from AdamW "
-        "and RMSProp: with these 10 seeds they see, with a probability of 80 %, true differences "
-        f"from {adamw} points (AdamW) and {rmsprop} points (RMSProp) on."
+        "and RMSProp: with these 10 seeds they detect, with a probability of 80 %, true "
+        f"differences from {adamw} points (AdamW) and {rmsprop} points (RMSProp) on."
     )
     assert verdict(facts["comparisons"][0]).endswith("and every other is significantly behind.")
 

@@ -61,6 +61,8 @@ window.addEventListener("load", () => {
     }),
     text: Math.min(...[...document.querySelectorAll("figure svg text")].map(
       (text) => text.getBoundingClientRect().height).filter((height) => height > 0)),
+    ranking: [...document.querySelector("main table").rows[1].cells].slice(0, 3).map(
+      (cell) => cell.getBoundingClientRect().right),
     outside: performance.getEntriesByType("resource").map((entry) => entry.name),
   };
   parent.postMessage(JSON.stringify(found), "*");
@@ -99,6 +101,7 @@ def test_the_page_works_in_a_browser(out: Path, tmp_path: Path, width: int) -> N
     assert found["errors"] == found["outside"] == []
     assert found["width"] == width
     assert found["widest"] <= width  # wide tables scroll in their own boxes
+    assert max(found["ranking"]) <= width  # optimizer, accuracy and difference are in view
     assert len(found["figures"]) == 16
     for figure_width, height, drawn in found["figures"]:
         assert min(width - 40, 340) <= figure_width <= width

@@ -58,8 +58,8 @@ class Table:
 def ranking_table(comparison: Facts) -> Table:
     headings = [
         "optimizer", "test accuracy %", "behind the best, points", "p", "median %",
-        "lowest … highest %", "failed runs", "seen from, points", "validation %", "train loss",
-        "generalization gap, points", "setting",
+        "lowest … highest %", "failed runs", "detectable, points", "setting", "validation %",
+        "train loss", "generalization gap, points",
     ]  # fmt: skip
     rows = []
     for rank, entry in enumerate(comparison["ranking"], 1):
@@ -74,10 +74,10 @@ def ranking_table(comparison: Facts) -> Table:
                 f"{percent(min(values), unit='')}\u00a0…\u00a0{percent(max(values), unit='')}",
                 f"{entry['failed']} of {len(values)}",
                 percent(behind and behind["detectable"], unit=""),
+                setting_of(entry),
                 percent(entry["validation_accuracy"]["mean"], unit=""),
                 number(entry["train_loss"]["mean"], ".4f"),
                 percent(entry["accuracy_gap"]["mean"], unit=""),
-                setting_of(entry),
             ]
         )
     return Table(headings, rows)
@@ -90,7 +90,7 @@ def result_table(comparison: Facts) -> Table:
 
 
 def gains_table(comparison: Facts) -> Table:
-    headings = ["optimizer", "gain, points", "p", "seen from, points"]
+    headings = ["optimizer", "gain, points", "p", "detectable, points"]
     rows = [
         [
             entry["title"],
@@ -225,7 +225,7 @@ def site_table(comparisons: Iterable[Facts]) -> Table:
                     number(math.inf if median is None else median, ".2f"),
                     f"{searched['close_to_record']} of {searched['tried']}",
                     f"{searched['failed']} of {searched['tried']}",
-                    row[-1],
+                    row[8],
                 ]
             )
     return Table(headings, rows, texts=2)

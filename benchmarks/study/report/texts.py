@@ -31,8 +31,8 @@ TESTS = (
     f"In brackets: {percent(CONFIDENCE, 0)} t intervals. p: paired t-test, corrected by Holm's "
     "method for the comparisons of one table."
 )
-SEEN_FROM = (
-    "Seen from: a true difference of that size would be seen, at the strictest of Holm's levels, "
+DETECTABLE = (
+    "Detectable: a true difference of that size would be found, at the strictest of Holm's levels, "
     f"with a probability of {percent(POWER, 0)}."
 )
 FAILURES = f"A failed run ends at chance, below {percent(AT_CHANCE, 0)} accuracy."
@@ -129,7 +129,7 @@ def verdict(comparison: Facts) -> str:
     ]
     return (
         f"{text}. The tests do not separate it from {_listed([e['title'] for e in close])}: with "
-        f"these {_count(len(comparison['seeds']), 'seed')} they see, with a probability of "
+        f"these {_count(len(comparison['seeds']), 'seed')} they detect, with a probability of "
         f"{percent(POWER, 0)}, true differences from {_listed(power)} on."
     )
 
@@ -159,7 +159,7 @@ def _ranking_text(comparison: Facts) -> str:
         "optimizer the same initial weights and the same order of batches."
     ]
     if len(ranking) > 1:
-        lines += [TESTS, SEEN_FROM]
+        lines += [TESTS, DETECTABLE]
     if any(entry["failed"] for entry in ranking):
         lines.append(FAILURES)
     if any(entry["diverged"] for entry in ranking):
@@ -177,7 +177,7 @@ _GAINS = (
     "Test accuracy with every hyper-parameter tuned, minus that of the same optimizer with only "
     "the learning rate tuned, paired by seed. The wider search has the winner of the narrower one "
     "among its trials: where it won again, the gain is 0.00 with p = 1.000. A loss comes from the "
-    f"small number of selection seeds. {TESTS} {SEEN_FROM}"
+    f"small number of selection seeds. {TESTS} {DETECTABLE}"
 )
 
 
