@@ -1,5 +1,6 @@
-"""A study of which optimizer to take: `python -m benchmarks.study`.
+"""A study of which optimizer to choose: `python -m benchmarks.study`.
 
-`protocol` says what is to be run next, `trial` trains one net and `stacked` many at once, `running`
-hands them to workers, `store` keeps what comes back. `report` is made from what is kept alone.
+`protocol` says what is run next, `trial` trains one net and `stacked` many at once, `running` hands
+trials to workers, `store` keeps the results, `analysis` (with `statistics`) evaluates them and
+`report` presents them.
 """

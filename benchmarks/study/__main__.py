@@ -33,6 +33,12 @@ from benchmarks.study.store import Store
 from benchmarks.study.trial import Split, dataset_of, split
 
 STACK_ON_GPU = 16
+# What the documentation shows.
+RECORDED = (
+    "summary.json",
+    "figures/?_relu_lr_behind_the_best.svg",
+    "figures/?_sigmoid_lr_sensitivity.svg",
+)
 AsWorkers = AbstractContextManager[Workers]
 
 
@@ -63,7 +69,7 @@ def _work(options: argparse.Namespace, job: Job) -> int:
 def _load(
     study: Study, store: Store, data_dir: Path | None, device: torch.device, job: Job
 ) -> tuple[Study, Split]:
-    # What "auto" once came to is kept: a study must not go on with other data.
+    # A study that began with "auto" goes on with the data set that it began with.
     kind = (store.dataset or "auto") if study.dataset == "auto" else study.dataset
     digits = job.load_digits(kind, data_dir, device, study.train_size, study.test_size)
     return replace(study, dataset=dataset_of(digits)), split(digits, study.validation_size)
@@ -109,8 +115,8 @@ def _run(
     with bars(console) as shown:
         progress = Progress(study, store.trials(), shown)
         if progress.left():
-            with workers() as some:
-                run_trials(study, store, some, stack, progress.kept)
+            with workers() as pool:
+                run_trials(study, store, pool, stack, progress.kept)
     store.keep_winners(study, store.trials())
 
 
@@ -125,8 +131,7 @@ def _report(store: Store, job: Job) -> None:
         if comparison["ranking"]:
             job.console.print(result_table(comparison).for_terminal(heading(comparison)))
             say(job.console, f"{verdict(comparison)}\n")
-    recorded = ("summary.json", "figures/*.svg")
-    job.end(store.out, PAGE, recorded=recorded, tensorboard="runs")
+    job.end(store.out, PAGE, recorded=RECORDED, tensorboard="runs")
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ def _entry(runs: list[Trial]) -> Facts:
 def _mean(runs: list[Trial], measure: str) -> Facts:
     """The values of all runs, their mean and its interval; no mean where a value is not known."""
     values = [value(run, measure) for run in runs]
-    known = [one for one in values if one is not None]
+    known = [number for number in values if number is not None]
     mean: Facts = dict.fromkeys(("mean", "low", "high"))
     if known == values:
         mean = asdict(interval(known))
@@ -203,7 +203,7 @@ def _target(runs: list[Trial], target: str) -> Facts:
     facts: Facts = {"of": len(runs)}
     for clock in CLOCKS:
         values = [reached(run, target, clock) for run in runs]
-        known = [one for one in values if one is not None]
+        known = [time for time in values if time is not None]
         median = statistics.median(known) if known == values else None
         facts[clock] = {"median": median, "values": values}
     facts["reached"] = sum(math.isfinite(step) for step in facts["step"]["values"])
@@ -213,8 +213,8 @@ def _target(runs: list[Trial], target: str) -> Facts:
 def _difference(entry: Facts, other: Facts) -> Facts:
     """Of test accuracy, over the seeds that both have."""
     ours, theirs = (
-        dict(zip(one["seeds"], one["test_accuracy"]["values"], strict=True))
-        for one in (entry, other)
+        dict(zip(runs["seeds"], runs["test_accuracy"]["values"], strict=True))
+        for runs in (entry, other)
     )
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
@@ -225,18 +225,19 @@ def _difference(entry: Facts, other: Facts) -> Facts:
 
 def _correct(differences: list[Facts]) -> None:
     """Correct the p-values of the differences in one table, and add what the table could see."""
-    comparisons = sum(one["p"] is not None for one in differences)
-    for one, p in zip(differences, holm([one["p"] for one in differences]), strict=True):
-        one["p_corrected"] = p
-        one["told_apart"] = None if p is None else p < LEVEL
-        one["detectable"] = None if p is None else detectable(one["values"], comparisons)
+    p_values = [behind["p"] for behind in differences]
+    comparisons = sum(p is not None for p in p_values)
+    for behind, p in zip(differences, holm(p_values), strict=True):
+        behind["p_corrected"] = p
+        behind["told_apart"] = None if p is None else p < LEVEL
+        behind["detectable"] = None if p is None else detectable(behind["values"], comparisons)
 
 
 def _add_gains(comparison: Facts, of_lr: Facts) -> None:
     """What tuning every hyper-parameter adds to tuning the learning rate, seed by seed."""
     gains = []
     for entry in comparison["ranking"]:
-        before = [one for one in of_lr["ranking"] if one["optimizer"] == entry["optimizer"]]
+        before = [lr for lr in of_lr["ranking"] if lr["optimizer"] == entry["optimizer"]]
         entry["gain"] = _difference(entry, before[0]) if before else None
         gains += [entry["gain"]] if before else []
     _correct(gains)
@@ -264,7 +265,9 @@ def _selection(selected: list[Trial], searched: list[Trial], ranking: list[Facts
             }
         )
     order = [*OPTIMIZERS]
-    return sorted(candidates, key=lambda one: (order.index(one["optimizer"]), -one["mean"]))
+    return sorted(
+        candidates, key=lambda candidate: (order.index(candidate["optimizer"]), -candidate["mean"])
+    )
 
 
 def _sensitivity(optimizer: str, trials: list[Trial], ranking: list[Facts], at_edge: bool) -> Facts:
@@ -309,11 +312,12 @@ def _close(points: list[Facts], best: float) -> int:
 
 def _losses(runs: list[Trial]) -> list[float]:
     losses = [value(run, "validation_loss") for run in runs]
-    return [math.inf if one is None else one for one in losses]
+    return [math.inf if loss is None else loss for loss in losses]
 
 
 def _accuracies(runs: list[Trial]) -> list[float]:
-    return [one for run in runs if (one := value(run, "validation_accuracy")) is not None]
+    accuracies = [value(run, "validation_accuracy") for run in runs]
+    return [accuracy for accuracy in accuracies if accuracy is not None]
 
 
 def curves(runs: list[Trial]) -> Facts:
@@ -333,8 +337,8 @@ def curves(runs: list[Trial]) -> Facts:
         for run in runs:
             recorded = dict(zip(*_columns(run, "step", name), strict=True))
             for step in steps:
-                if (one := recorded.get(step)) is not None:
-                    at[step].append(one)
+                if (measured := recorded.get(step)) is not None:
+                    at[step].append(measured)
                 elif run["result"]["diverged"] and step >= run["result"]["diverged_at_step"]:
                     at[step].append(_worst(name))
         facts[name] = {
@@ -352,7 +356,7 @@ def gradient_flow(runs: list[Trial]) -> Facts:
     def over_runs(select: Callable[[list[float]], float]) -> list[float | None]:
         medians = []
         for layer in layers:
-            known = [[one for one in run[layer] if one is not None] for run in norms]
+            known = [[norm for norm in run[layer] if norm is not None] for run in norms]
             selected = [select(values) for values in known if values]
             medians.append(statistics.median(selected) if selected else None)
         return medians
@@ -376,7 +380,7 @@ def without_curves(facts: Facts) -> Facts:
             comparison
             | {
                 "ranking": [
-                    {name: one for name, one in entry.items() if name not in ONLY_DRAWN}
+                    {name: facts for name, facts in entry.items() if name not in ONLY_DRAWN}
                     for entry in comparison["ranking"]
                 ]
             }

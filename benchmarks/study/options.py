@@ -30,22 +30,21 @@ EXAMPLES = f"""examples:
   {PROGRAM} --budget standard --schedule cosine --out runs/cosine
   {PROGRAM} --scheduler tcp://HOST:8786 --device cpu
 
-Workers on any number of machines
-share the work of one. In the folder that holds `benchmarks`, start on one of them
+A study can use the workers of several machines. In the folder that holds `benchmarks`, start
     PYTHONPATH=. dask scheduler
-and on each
+on one of them,
     PYTHONPATH=. dask worker tcp://HOST:8786 --nworkers CORES --nthreads 1
-and here this command with --scheduler, which alone writes results.
+on each, and this command with --scheduler here. Only this command writes results.
 """
 
 
 def build_parser() -> Parser:
-    """Settings of the study appear in the result only if they were given: a budget has its own."""
+    """Options of the study have no default here: those that are absent are those of the budget."""
     parser = Parser(
         prog=PROGRAM,
-        description="Compare the optimizers on a deep sigmoid net and a deep ReLU net: the same\n"
-        "number of learning rates for each, the best chosen on validation images, and trained\n"
-        "again with several seeds, which are the same for all.",
+        description="Compare the optimizers on a deep sigmoid net and a deep ReLU net. All have\n"
+        "the same grid of learning rates. The best rates are trained again with a few seeds, one\n"
+        "is chosen on validation images, and trained with further seeds, the same for all.",
         epilog=EXAMPLES,
     )
     what = parser.add_argument_group("what is run")
@@ -71,12 +70,12 @@ def build_parser() -> Parser:
     )
     for name, text in (
         ("epochs", "passes over the training images"),
-        ("seeds", "runs of each chosen setting, of which the tables are"),
+        ("seeds", "runs of each chosen setting, which the tables report"),
         ("samples", "trials for each dimension of the search space all"),
         ("batch-size", "images in a batch; the last of an epoch may have fewer"),
         ("depth", "hidden layers"),
         ("width", "units in each"),
-        ("train-size", "training images; a sixth of them validates instead"),
+        ("train-size", "training images, a sixth of which is for validation"),
         ("test-size", "test images"),
     ):
         add_number(what, name, f"{text} (default: of the budget)", ABSENT)
@@ -88,7 +87,7 @@ def build_parser() -> Parser:
     add_number(
         how,
         "workers",
-        "processes, of one thread each; 0 trains in this one (default: one for each core, or "
+        "processes of one thread each; 0 trains in this process (default: one for each core, or "
         "one on a GPU)",
     )
     how.add_argument(
@@ -100,7 +99,7 @@ def build_parser() -> Parser:
         how,
         "stack",
         "train up to K trials at once, as one net of K times the parameters (default: 16 on a "
-        "GPU; 1 elsewhere, for there it is not faster)",
+        "GPU; 1 on a CPU, where stacks are not faster)",
     )
     add_device(how)
 

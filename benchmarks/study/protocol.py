@@ -253,7 +253,9 @@ def _search_all(study: Study, sweep: Sweep, known: Known) -> tuple[list[Trial], 
     if any(trial.key not in known for trial in trials):
         return trials, None
     rivals = [
-        one for one in _candidates(sampled, study.candidates - 1, known) if not _failed(one, known)
+        trial
+        for trial in _candidates(sampled, study.candidates - 1, known)
+        if not _failed(trial, known)
     ]
     repeated, chosen = _select(study, [first, *rivals], known)
     return trials + repeated, None if chosen is None else Winner(chosen)
@@ -286,7 +288,8 @@ def _select(
     if len(candidates) == 1:
         return [], candidates[0]
     repeated = [
-        _repeated(one, SELECTION, FIRST_SELECTION_SEED, study.selection_seeds) for one in candidates
+        _repeated(trial, SELECTION, FIRST_SELECTION_SEED, study.selection_seeds)
+        for trial in candidates
     ]
     trials = [
         trial for of_seed in zip(*repeated, strict=True) for trial in of_seed

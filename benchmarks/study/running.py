@@ -39,7 +39,7 @@ class Workers:
 
 
 def run_trials(
-    study: Study, store: Store, some: Workers, stack: int, on_kept: OnKept
+    study: Study, store: Store, pool: Workers, stack: int, on_kept: OnKept
 ) -> dict[str, dict[str, Any]]:
     """Run what is missing until nothing is; returns all trials.
 
@@ -55,20 +55,20 @@ def run_trials(
         on_kept(trial, known[trial.key])
 
     while True:
-        while shared := [one for one in missing(study, known) if one.run_key in results]:
+        while shared := [trial for trial in missing(study, known) if trial.run_key in results]:
             for trial in shared:
                 keep(trial, results[trial.run_key])
         begun = {trial.run_key for unit in running.values() for trial in unit}
-        waiting = [one for one in missing(study, known) if one.run_key not in begun]
+        waiting = [trial for trial in missing(study, known) if trial.run_key not in begun]
         for unit in units(waiting, stack):
-            if len(running) == some.count:
+            if len(running) == pool.count:
                 break
-            running[some.submit(unit)] = unit
+            running[pool.submit(unit)] = unit
         if not running:
             return known
         done = wait(running, return_when=FIRST_COMPLETED).done
         # The results of the others are kept before an exception is raised.
-        for future in sorted(done, key=lambda one: one.exception() is not None):
+        for future in sorted(done, key=lambda future: future.exception() is not None):
             for trial, result in zip(running.pop(future), future.result(), strict=True):
                 keep(trial, result)
 
@@ -102,8 +102,8 @@ def this_process(data: Split) -> Iterator[Workers]:
 @contextmanager
 def processes(count: int, data: Split) -> Iterator[Workers]:
     """Processes of one thread each: with nets this small, threads mostly wait for one another."""
-    with _laid_down(data) as path, workers(count, _begin, path, data.images.device) as some:
-        yield Workers(lambda unit: some.submit(_work, unit), count)
+    with _laid_down(data) as path, workers(count, _begin, path, data.images.device) as pool:
+        yield Workers(lambda unit: pool.submit(_work, unit), count)
 
 
 @contextmanager
@@ -165,14 +165,14 @@ def check_cluster(address: str) -> None:
     """
     where = "benchmarks.study.trial:PROTOCOL"
     with _client(address) as client:
-        found = client.run(resolve_name, where, on_error="return")
-        if not found:
+        protocols = client.run(resolve_name, where, on_error="return")
+        if not protocols:
             raise CannotRun(f"--scheduler {address} has no workers: start some with `dask worker`")
         try:
-            found[address] = client.run_on_scheduler(resolve_name, where)
+            protocols[address] = client.run_on_scheduler(resolve_name, where)
         except ImportError as problem:
-            found[address] = problem
-    for member, protocol in found.items():
+            protocols[address] = problem
+    for member, protocol in protocols.items():
         if isinstance(protocol, ImportError):
             raise CannotRun(f"{member} does not know the study: {protocol}; see the end of --help")
         if protocol != PROTOCOL:

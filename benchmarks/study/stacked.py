@@ -67,7 +67,7 @@ def train_stack(
     first, settings, device = trials[0], trials[0].settings, data.images.device
     net = initial_net(settings).to(device)
     stacks, _ = stack_module_state([net] * len(trials))
-    forward = vmap(lambda one, images: functional_call(net, one, (images,)), in_dims=(0, None))
+    forward = vmap(lambda state, images: functional_call(net, state, (images,)), in_dims=(0, None))
     optimizer = stacked_optimizer(stacks.values(), [trial.settings for trial in trials])
     # torch's schedulers change one learning rate: here, the factor of all of them.
     factor = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -216,10 +216,10 @@ def stacked_optimizer(parameters: Any, settings: Sequence[Settings]) -> torch.op
     algorithm = OPTIMIZERS[settings[0].optimizer].scratch
     assert isinstance(algorithm, type), "an optimizer is made by its class"
     stacked = cast(Any, type(f"Stacked{algorithm.__name__}", (Stacked, algorithm), {}))
-    keywords = [one.keywords() for one in settings]
+    keywords = [of_trial.keywords() for of_trial in settings]
     optimizer: torch.optim.Optimizer = stacked(parameters, **keywords[0])
     for name in keywords[0]:
-        optimizer.param_groups[0][name] = _tensor_of([one[name] for one in keywords])
+        optimizer.param_groups[0][name] = _tensor_of([of_trial[name] for of_trial in keywords])
     return optimizer
 
 

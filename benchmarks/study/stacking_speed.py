@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m benchmarks.study.stacking_speed",
         description="Time the steps of K nets in a stack, and of one net by itself. On a processor "
-        "both have one thread, as the workers of the study have.",
+        "both have one thread, as the workers of the study do.",
     )
     add_names(parser, "optimizers", TUNED, "adam")
     for name, limit, default, text in (

@@ -38,9 +38,9 @@ class Difference(Interval):
 
 def interval(values: Sequence[float]) -> Interval:
     """The mean of `values` with its t interval."""
-    found = difference(values, [0.0] * len(values))
-    mean = math.inf if math.isnan(found.mean) else found.mean
-    return Interval(mean, found.low, found.high)
+    to_zero = difference(values, [0.0] * len(values))
+    mean = math.inf if math.isnan(to_zero.mean) else to_zero.mean
+    return Interval(mean, to_zero.low, to_zero.high)
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> Difference:

@@ -37,13 +37,13 @@ def ranking(comparison: Facts) -> Figure:
     figure, axes = panel(
         "Test error of the chosen settings", "test error, %", "", rows=len(entries)
     )
-    runs = [[_error(one) for one in entry["test_accuracy"]["values"]] for entry in entries]
-    percent_of_errors(axes, "x", [one for mine in runs for one in mine])
-    for row, (entry, mine) in enumerate(zip(entries, runs, strict=True)):
+    runs = [[*map(_error, entry["test_accuracy"]["values"])] for entry in entries]
+    percent_of_errors(axes, "x", [error for errors in runs for error in errors])
+    for row, (entry, errors) in enumerate(zip(entries, runs, strict=True)):
         accuracy = entry["test_accuracy"]
-        ends = [_error(one) for one in (accuracy["high"], accuracy["low"]) if one is not None]
+        ends = [_error(end) for end in (accuracy["high"], accuracy["low"]) if end is not None]
         words = f"{entry['title']}, {setting_of(entry)}: test accuracy {with_interval(accuracy)}"
-        _interval(axes, entry["optimizer"], row, _error(accuracy["mean"]), ends, mine, words)
+        _interval(axes, entry["optimizer"], row, _error(accuracy["mean"]), ends, errors, words)
     _name_rows(axes, entries)
     return figure
 
@@ -70,8 +70,8 @@ def behind_the_best(comparison: Facts) -> Figure:
             )  # fmt: skip
             tag(text, entry["optimizer"], words)
             continue
-        ends = [100 * one for one in (behind["low"], behind["high"]) if one is not None]
-        runs = [100 * one for one in behind["values"]]
+        ends = [100 * end for end in (behind["low"], behind["high"]) if end is not None]
+        runs = [100 * difference for difference in behind["values"]]
         _interval(axes, entry["optimizer"], row, mean, ends, runs, words)
     low, high = axes.get_xlim()
     axes.set_xlim(min(-0.1, max(low, -far)), max(0.1, min(high, far)))
@@ -121,31 +121,31 @@ def sensitivity(comparison: Facts) -> Figure:
         else "Every setting searched"
     )
     figure, axes = panel(title, "learning rate", "validation error, %")
-    points = [point for one in comparison["sensitivity"] for point in one["points"]]
+    points = [point for tuned in comparison["sensitivity"] for point in tuned["points"]]
     errors = [_error(point["accuracy"]) for point in points]
     axes.set_xscale("log")
     percent_of_errors(axes, "y", errors)
-    for one, width in zip(
+    for tuned, width in zip(
         comparison["sensitivity"], _widths(comparison["sensitivity"]), strict=True
     ):
-        mine = one["points"]
-        rates = [point["lr"] for point in mine]
-        heights = [_error(point["accuracy"]) for point in mine]
+        tried = tuned["points"]
+        rates = [point["lr"] for point in tried]
+        heights = [_error(point["accuracy"]) for point in tried]
         line = "-" if comparison["search_space"] == "lr" else ""
-        artists = axes.plot(rates, heights, ls=line, lw=width, ms=5, **style(one["optimizer"]))
-        diverged = [point for point in mine if point["diverged"]]
+        artists = axes.plot(rates, heights, ls=line, lw=width, ms=5, **style(tuned["optimizer"]))
+        diverged = [point for point in tried if point["diverged"]]
         artists += axes.plot(
             [point["lr"] for point in diverged],
             [_error(point["accuracy"]) for point in diverged],
-            ls="", marker="x", ms=9, mew=2, color=style(one["optimizer"])["color"],
+            ls="", marker="x", ms=9, mew=2, color=style(tuned["optimizer"])["color"],
         )  # fmt: skip
-        best = one["best"]
+        best = tuned["best"]
         artists += axes.plot(
             best["lr"], _error(best["accuracy"]), ls="", marker="o", ms=13, mfc="none", mew=2,
-            color=style(one["optimizer"])["color"],
+            color=style(tuned["optimizer"])["color"],
         )  # fmt: skip
-        words = f"{one['title']}: {percent(best['accuracy'])} at learning rate {best['lr']:g}"
-        tag(artists, one["optimizer"], words)
+        words = f"{tuned['title']}: {percent(best['accuracy'])} at learning rate {best['lr']:g}"
+        tag(artists, tuned["optimizer"], words)
     record = max(point["accuracy"] for point in points)
     axes.axhspan(_error(record), _error(record - CLOSE), color=GREY, alpha=0.18, lw=0)
     marks: dict[str, dict[str, Any]] = {"chosen": {"marker": "o", "ms": 10, "mfc": "none"}}
@@ -178,17 +178,17 @@ def _curves(
     entries = comparison["ranking"]
     drawn = [
         {
-            word: [math.nan if one is None else height(one) for one in entry["curves"][name][word]]
-            for word in ("median", "low", "high")
+            label: [math.nan if y is None else height(y) for y in entry["curves"][name][label]]
+            for label in ("median", "low", "high")
         }
         for entry in entries
     ]
-    heights = [one for lines in drawn for line in lines.values() for one in line]
-    heights = [one for one in heights if math.isfinite(one)]
+    heights = [y for lines in drawn for line in lines.values() for y in line]
+    heights = [y for y in heights if math.isfinite(y)]
     for entry, lines, width in zip(entries, drawn, _widths(entries), strict=True):
         epochs = entry["curves"]["epoch"]
         # An infinite loss leaves the figure by its upper edge.
-        low, high = ([min(one, max(heights)) for one in lines[end]] for end in ("low", "high"))
+        low, high = ([min(y, max(heights)) for y in lines[end]] for end in ("low", "high"))
         colour = style(entry["optimizer"])
         curve = axes.plot(epochs, lines["median"], lw=width, ms=5, markevery=0.2, **colour)
         band = axes.fill_between(epochs, low, high, alpha=0.2, lw=0, color=colour["color"])
@@ -207,7 +207,7 @@ def time_to(target: str) -> Draw:
         longest = max(entry["curves"]["epoch"][-1] for entry in comparison["ranking"])
         for row, entry in enumerate(comparison["ranking"]):
             times = entry["targets"][target]
-            hits = sorted(one for one in times["epoch"]["values"] if math.isfinite(one))
+            hits = sorted(epoch for epoch in times["epoch"]["values"] if math.isfinite(epoch))
             shares = [100 * number / times["of"] for number in range(len(hits) + 1)]
             # Equal profiles are drawn a little apart.
             shift = 0.7 * (row - (len(comparison["ranking"]) - 1) / 2)
@@ -230,11 +230,11 @@ def gradient_flow(comparison: Facts) -> Figure:
     """The norm of the gradient in each layer, early in the training and at its end."""
     figure, axes = panel("Gradient of each layer's weights", "layer", "norm of the gradient")
     best = comparison["ranking"][0]["gradient_flow"]
-    start = [math.nan if one is None else one for one in best["start"]]
+    start = [math.nan if norm is None else norm for norm in best["start"]]
     for entry, width in zip(comparison["ranking"], _widths(comparison["ranking"]), strict=True):
         flow = entry["gradient_flow"]
         layers = range(len(flow["layers"]))
-        end = [math.nan if one is None else one for one in flow["end"]]
+        end = [math.nan if norm is None else norm for norm in flow["end"]]
         lines = axes.plot(layers, end, lw=width, ms=6, **style(entry["optimizer"]))
         tag(lines, entry["optimizer"], f"{entry['title']}, at the end of the training")
     dashes: dict[str, Any] = {"color": INK, "lw": 2, "ls": (0, (3, 2)), "marker": ".", "ms": 8}

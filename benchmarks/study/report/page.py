@@ -47,7 +47,7 @@ def page(
                 "conditions": texts.conditions(comparison),
                 "verdict": texts.verdict(comparison) if comparison["ranking"] else None,
                 "sections": list(texts.sections(comparison)),
-                "svg": {name: _inline(f"{key}-{name}", one) for name, one in drawn.items()},
+                "svg": {name: _inline(f"{key}-{name}", figure) for name, figure in drawn.items()},
             }
             for comparison, (key, drawn) in zip(facts["comparisons"], figures.items(), strict=True)
         ],
@@ -70,8 +70,8 @@ def _in_use(facts: Facts) -> dict[str, dict[str, str]]:
         for entry in (*comparison["ranking"], *comparison["sensitivity"])
     }
     return {
-        name: {"title": one.title, "colour": one.colour, "sign": SIGNS[one.marker]}
-        for name, one in OPTIMIZERS.items()
+        name: {"title": entry.title, "colour": entry.colour, "sign": SIGNS[entry.marker]}
+        for name, entry in OPTIMIZERS.items()
         if name in used
     }
 

@@ -64,8 +64,8 @@ def conditions(comparison: Facts) -> str:
         f"batch size {comparison['batch_size']}"
     ]
     if searched := comparison["sensitivity"]:
-        rates = [point["lr"] for one in searched for point in one["points"]]
-        counts = sorted({one["tried"] for one in searched})
+        rates = [point["lr"] for tuned in searched for point in tuned["points"]]
+        counts = sorted({tuned["tried"] for tuned in searched})
         several = f"{counts[0]} … {counts[-1]} trials"
         trials = several if len(counts) > 1 else _count(counts[0], "trial")
         parts.append(
@@ -136,8 +136,8 @@ def verdict(comparison: Facts) -> str:
 
 def in_short(comparisons: Sequence[Facts]) -> list[str]:
     """What belongs beside the table of the site."""
-    lines = [f"* {heading(one)}. {verdict(one)} {conditions(one)}" for one in comparisons]
-    errors = [percent(one["sampling_error"], unit="") for one in comparisons]
+    lines = [f"* {heading(each)}. {verdict(each)} {conditions(each)}" for each in comparisons]
+    errors = [percent(each["sampling_error"], unit="") for each in comparisons]
     notes = (
         f"{TESTS} {FAILURES} The intervals do not contain the choice of the test images, whose "
         f"standard error is {' or '.join(dict.fromkeys(errors))} points. A run that misses 97 % "
@@ -183,7 +183,8 @@ _GAINS = (
 
 def _selection_text(comparison: Facts) -> str:
     present = {candidate["optimizer"] for candidate in comparison["selection"]}
-    absent = [one["title"] for one in comparison["sensitivity"] if one["optimizer"] not in present]
+    tuned = comparison["sensitivity"]
+    absent = [entry["title"] for entry in tuned if entry["optimizer"] not in present]
     text = (
         f"The best settings of the search, trained again with "
         f"{_seeds(comparison['selection_seeds'])}. The highest mean validation accuracy is chosen: "
@@ -200,9 +201,9 @@ def _sensitivity_text(comparison: Facts) -> str:
         "wrong guess; its floor is what tuning can reach. The grey band is within "
         f"{percent(CLOSE, 0)} of the best of all. Circles: the chosen settings."
     )
-    if any(one["diverged"] for one in comparison["sensitivity"]):
+    if any(tuned["diverged"] for tuned in comparison["sensitivity"]):
         text += " Crosses: trials that diverged."
-    if any(one["failed"] for one in comparison["sensitivity"]):
+    if any(tuned["failed"] for tuned in comparison["sensitivity"]):
         text += (
             f" At chance: trials that end below {percent(AT_CHANCE, 0)} accuracy, diverged or "
             "not; a saturated net learns nothing and diverges nowhere."
@@ -219,7 +220,9 @@ def _targets_text(ranking: Sequence[Facts]) -> str:
         "the better; the dashed line is the end of the training."
     )
     if any(
-        target["reached"] < target["of"] for one in ranking for target in one["targets"].values()
+        target["reached"] < target["of"]
+        for entry in ranking
+        for target in entry["targets"].values()
     ):
         text += (
             " A run that never reaches the target counts as infinite (∞), so the median is "
