@@ -133,6 +133,13 @@ def test_settings_at_chance_are_no_candidates() -> None:
     assert chosen(SELECTING, sweep, known).settings.lr == 0.01
 
 
+def test_where_every_setting_is_at_chance_the_best_one_stands_for_them() -> None:
+    known = play(SELECTING, lambda trial: 0.11 if trial.settings.lr == 0.01 else 0.1)
+    sweep = Sweep("lr", "relu", "sgd")
+    assert of_phase(SELECTING, sweep, known, SELECTION) == []
+    assert chosen(SELECTING, sweep, known).settings.lr == 0.01
+
+
 @pytest.mark.parametrize(
     ("results", "score"),
     [
