@@ -24,6 +24,7 @@ from benchmarks.reproductions.cases import CASES
 from benchmarks.reproductions.table import EXPLANATION as REPRODUCTIONS
 from benchmarks.reproductions.table import markdown_tables, with_missing
 from benchmarks.reproductions.table import summary as summary_of_cases
+from benchmarks.seeds.report import markdown_text as seeds_text
 from benchmarks.step_time.report import EXPLANATION as STEP_TIMES
 from benchmarks.step_time.report import ratio_table
 from benchmarks.study.report.tables import site_table
@@ -148,6 +149,18 @@ def reproductions_table() -> str:
     )
 
 
+def seeds() -> str:
+    recorded = read_json(RESULTS / "seeds" / "seeds.json")
+    settings = recorded["settings"]
+    return "\n\n".join(
+        [
+            f"{settings['dataset']}, {settings['train_size']:,} training images, "
+            f"{settings['epochs']} epochs, {provenance(recorded, recorded['command'])}",
+            seeds_text(recorded),
+        ]
+    )
+
+
 def recorded_pairs(summary: dict[str, Any]) -> list[Pair]:
     runs = {(run["net"], run["optimizer"], run["implementation"]): run for run in summary["runs"]}
     return [
@@ -196,6 +209,7 @@ FACTS: dict[str, Callable[..., str]] = {
     "kernel": kernel,
     "mnist": mnist_table,
     "reproductions": reproductions_table,
+    "seeds": seeds,
     "speed": speed,
     "study": study_table,
 }

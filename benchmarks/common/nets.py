@@ -34,6 +34,7 @@ def build_net(
     seed: int = 0,
     initialisation: str = "default",
     wiring: str = "plain",
+    inputs: int = PIXELS,
 ) -> nn.Sequential:
     """A net with `depth` hidden layers of `width` units, by default with torch's initialisation.
 
@@ -43,7 +44,6 @@ def build_net(
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inputs = PIXELS
         for number in range(1, depth + 1):
             parts = OrderedDict[str, nn.Module]()
             parts[f"layer_{number}"] = nn.Linear(inputs, width)
@@ -82,6 +82,6 @@ def weights_by_layer(net: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def describe(name: str, depth: int, width: int) -> str:
+def describe(name: str, depth: int, width: int, inputs: int = PIXELS) -> str:
     """For instance: deep sigmoid net 784-128×5-10."""
-    return f"{TITLES[name]} {PIXELS}-{width}×{depth}-{CLASSES}"
+    return f"{TITLES[name]} {inputs}-{width}×{depth}-{CLASSES}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.common.nets import ACTIVATIONS, describe
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.study.statistics import (
+from benchmarks.common.statistics import (
     LEVEL,
     detectable,
     difference,

@@ -39,6 +39,9 @@ from benchmarks.mnist import __main__ as mnist
 from benchmarks.mnist import options as mnist_options
 from benchmarks.reproductions import __main__ as reproductions
 from benchmarks.reproductions import running as reproductions_running
+from benchmarks.seeds import __main__ as seeds
+from benchmarks.seeds import analysis as seeds_analysis
+from benchmarks.seeds import figure as seeds_figure
 from benchmarks.step_time import __main__ as step_time
 from benchmarks.step_time import figures as step_time_figures
 from benchmarks.step_time.timer import Effort
@@ -48,17 +51,19 @@ from benchmarks.study import running as study_running
 from benchmarks.study.trial import split
 from tests.benchmarks.children import ROOT, child, processes_of, wait_until
 from tests.benchmarks.conftest import SMALL_NET, TINY
-from tests.benchmarks.files import read, refused
+from tests.benchmarks.files import TWO, read, refused
 from tests.benchmarks.study_jobs import TINY_STUDY, run_study
 from tests.benchmarks.test_challenges_command import TINY as SIZES
 from tests.benchmarks.test_reproductions import a_case
 
 pytestmark = pytest.mark.slow
 
+SEEDS = (*TWO, "--dataset", "synthetic", "--workers", "0")
+FEW_SEEDS = seeds.Sizes(seeds=2, epochs=1, train_size=40, validation_size=20, test_size=20)
 EFFORT = Effort(rounds=2, few_rounds=1, seconds=0.01, warm_up=1, copied_bytes=2**16)
 PROGRAMS = (
     "mnist", "study", "study.report", "study.stacking_speed", "reproductions", "challenges",
-    "step_time", "equivalence", "gradient_release",
+    "step_time", "equivalence", "gradient_release", "seeds",
 )  # fmt: skip
 
 
@@ -104,6 +109,10 @@ COMMANDS = {
         ),
         "benchmarks.equivalence.__main__:compare_case",
     ),
+    "seeds": Command(
+        lambda *more: seeds.main([*SEEDS, *more], dict.fromkeys(seeds.BUDGETS, FEW_SEEDS)),
+        "benchmarks.seeds.__main__:train",
+    ),
     "gradient_release": Command(
         lambda *more: gradient_release.main([*ONE, "--width", "8", "--layers", "1", *more]),
         "benchmarks.gradient_release.__main__:_apart",
@@ -129,6 +138,9 @@ def command(
     monkeypatch.setattr(gradient_release, "_apart", lambda **settings: measure(**settings))
     monkeypatch.setattr(equivalence_figures, "draw_atlas", lambda recorded: b"picture")
     monkeypatch.setattr(step_time_figures, "draw_ratios", lambda recorded: b"picture")
+    monkeypatch.setattr(seeds_analysis, "DRAWS", 10)
+    monkeypatch.setattr(seeds_analysis, "COVERAGE_DRAWS", 10)
+    monkeypatch.setattr(seeds_figure, "draw", lambda recorded: b"picture")
     return COMMANDS[request.param]
 
 
@@ -250,7 +262,7 @@ def test_results_are_recorded_but_not_of_quick_runs_or_synthetic_digits(
     said = refused(lambda: command.run(tmp_path / "out", *QUICK, "--record"), capsys)
     assert "--record takes no results of --budget quick" in said
     assert not (tmp_path / "out").exists()
-    if command in (COMMANDS["mnist"], COMMANDS["study"], COMMANDS["challenges"]):
+    if command in (COMMANDS["mnist"], COMMANDS["study"], COMMANDS["challenges"], COMMANDS["seeds"]):
         more = ("--budget", "standard", "--record")
         said = refused(lambda: command.run(tmp_path / "out", *more), capsys)
         assert f"--record takes no results of {SYNTHETIC_NAME}" in said
@@ -269,7 +281,7 @@ PARSERS = {
     "mnist": mnist_options.build_parser, "study": study_options.build_parser,
     "challenges": challenges.build_parser, "step_time": step_time.build_parser,
     "equivalence": equivalence.build_parser, "gradient_release": gradient_release.build_parser,
-    "reproductions": reproductions.build_parser,
+    "reproductions": reproductions.build_parser, "seeds": seeds.build_parser,
 }  # fmt: skip
 
 

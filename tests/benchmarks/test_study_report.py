@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from scipy import stats  # type: ignore[import-untyped]
 
-from benchmarks.study.analysis import analyse
-from benchmarks.study.report.texts import conditions, verdict
-from benchmarks.study.statistics import (
+from benchmarks.common.statistics import (
     detectable,
     difference,
     holm,
     interval,
     sampling_error,
 )
+from benchmarks.study.analysis import analyse
+from benchmarks.study.report.texts import conditions, verdict
 from tests.benchmarks.made_up_study import (
     SEEDS,
     SMALL,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.common.statistics import CONFIDENCE, POWER
 from benchmarks.study.analysis import CLOSE, TARGETS
 from benchmarks.study.report.tables import (
     Table,
@@ -16,7 +17,6 @@ from benchmarks.study.report.tables import (
     targets_table,
 )
 from benchmarks.study.report.words import percent
-from benchmarks.study.statistics import CONFIDENCE, POWER
 from benchmarks.study.trial import AT_CHANCE, CHANCE
 
 Facts = dict[str, Any]

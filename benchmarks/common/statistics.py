@@ -72,19 +72,24 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def detectable(differences: Sequence[float], comparisons: int = 1) -> float | None:
+    """`detectable_difference` of as many pairs as these, which vary as these do."""
+    if len(differences) < 2:
+        return None
+    deviation = float(np.std(differences, ddof=1))
+    return detectable_difference(deviation, len(differences), comparisons)
+
+
+def detectable_difference(deviation: float, pairs: int, comparisons: int = 1) -> float:
     """The true mean difference that a paired t-test sees with a probability of 80 %.
 
     Args:
-        differences: those of the pairs, whose standard deviation is taken for the true one.
+        deviation: the true standard deviation of the differences.
         comparisons: for Holm's first and strictest step, the level is divided by their number.
     """
-    pairs = len(differences)
-    if pairs < 2:
-        return None
     critical = stats.t.isf(LEVEL / comparisons / 2, pairs - 1)
     # The noncentral t distribution: the mean, in standard errors, that exceeds `critical` in 80 %.
     errors = special.nctdtrinc(pairs - 1, 1 - POWER, critical)
-    return float(errors * np.std(differences, ddof=1) / math.sqrt(pairs))
+    return float(errors * deviation / math.sqrt(pairs))
 
 
 def sampling_error(accuracy: float, images: int) -> float:

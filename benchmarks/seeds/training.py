@@ -1,0 +1,113 @@
+"""Train one optimizer at one learning rate from many seeds at once.
+
+The rules of the optimizers are elementwise, so nets that differ in their seeds alone are one net
+whose parameters have a further dimension, stepped by one optimizer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.functional import avg_pool2d, cross_entropy
+
+from benchmarks.common.data import Digits
+from benchmarks.common.nets import CLASSES, build_net
+from benchmarks.common.optimizers import OPTIMIZERS
+from benchmarks.common.training import shuffled
+
+INPUTS = 14 * 14  # the images at half their resolution
+DEPTHS = {"relu": 5, "sigmoid": 3}
+WIDTH, BATCH_SIZE = 32, 32
+CHANCE = 1 / CLASSES  # the accuracy of a run that diverged
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images N x 196 and labels: for training, for choosing learning rates, for the ranking."""
+
+    images: Tensor
+    labels: Tensor
+    validation_images: Tensor
+    validation_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+def split(digits: Digits, train_size: int) -> Split:
+    """The first `train_size` training images are trained on, the others validate."""
+    images, labels = _halve(digits.train_images), digits.train_labels
+    return Split(
+        images[:train_size],
+        labels[:train_size],
+        images[train_size:],
+        labels[train_size:],
+        _halve(digits.test_images),
+        digits.test_labels,
+    )
+
+
+def _halve(images: Tensor) -> Tensor:
+    return avg_pool2d(images.view(-1, 1, 28, 28), 2).flatten(1)
+
+
+_data: Split
+
+
+def begin(data: Split) -> None:
+    """Prepare a process to train: one thread, for with nets this small threads mostly wait."""
+    global _data
+    _data = data
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # numbers near 1e-40 would make a step several times slower
+
+
+def train(
+    net: str, optimizer: str, lr: float, seeds: range, epochs: int, data: Split | None = None
+) -> dict[str, Any]:
+    """Train from each seed, which decides the initial weights and the order of the batches.
+
+    Returns what the results hold of these runs. A run is equal to one that is trained by itself up
+    to rounding.
+
+    Args:
+        data: by default that which the process began with.
+    """
+    data = data or _data
+    nets = [build_net(net, DEPTHS[net], WIDTH, seed, inputs=INPUTS) for seed in seeds]
+    stacks, _ = stack_module_state(nets)
+
+    def score(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        scores: Tensor = functional_call(nets[0], parameters, (images,))
+        return scores
+
+    stepper = OPTIMIZERS[optimizer].make_scratch(list(stacks.values()), lr)
+    for epoch in range(1, epochs + 1):
+        orders = (shuffled(data.labels, BATCH_SIZE, seed, epoch) for seed in seeds)
+        for batches in zip(*orders, strict=True):
+            batch = torch.stack(batches)
+            scores = vmap(score)(stacks, data.images[batch])
+            losses = cross_entropy(
+                scores.flatten(0, 1), data.labels[batch].flatten(), reduction="none"
+            )
+            stepper.zero_grad()
+            losses.view_as(batch).mean(1).sum().backward()
+            stepper.step()
+
+    def accuracies(images: Tensor, labels: Tensor) -> list[float]:
+        with torch.no_grad():
+            scores = vmap(score, in_dims=(0, None))(stacks, images)
+        right = (scores.argmax(2) == labels).double().mean(1)
+        return torch.where(scores.isfinite().all(2).all(1), right, CHANCE).tolist()
+
+    return {
+        "net": net,
+        "optimizer": optimizer,
+        "lr": lr,
+        "first_seed": seeds.start,
+        "validation_accuracy": accuracies(data.validation_images, data.validation_labels),
+        "test_accuracy": accuracies(data.test_images, data.test_labels),
+    }
