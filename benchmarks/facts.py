@@ -168,7 +168,7 @@ def recorded_pairs(summary: dict[str, Any]) -> list[Pair]:
             runs[found["net"], found["optimizer"], "scratch"] | {"comparison": found},
             runs[found["net"], found["optimizer"], "torch"],
         )
-        for found in summary.get("comparisons") or summary["twins"]  # as it was called before
+        for found in summary["comparisons"]
     ]
 
 
