@@ -1,4 +1,4 @@
-"""The atlas of equivalence: all implementations of all option cases against torch, bit by bit.
+"""Compare every optimizer, option, dtype and engine with torch, bit by bit.
 
 python -m benchmarks.equivalence --help
 """

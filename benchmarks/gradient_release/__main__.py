@@ -1,4 +1,4 @@
-"""Gradient release: step and drop each gradient as soon as backward has made it.
+"""Measure the memory that gradient release saves in a training step.
 
 python -m benchmarks.gradient_release --help
 

@@ -1,4 +1,4 @@
-"""The main experiment: five optimizers, ours and torch's in lockstep, on two deep nets.
+"""Train five optimizers, ours and torch's side by side, on a deep sigmoid net and a deep ReLU net.
 
 python -m benchmarks.mnist --help
 """

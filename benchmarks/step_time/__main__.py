@@ -1,4 +1,4 @@
-"""Time `optimizer.step()` alone: ours and torch's, all implementations, on models of many kinds.
+"""Time `optimizer.step()` of ours and torch's implementations on models of several kinds.
 
 python -m benchmarks.step_time --help
 """

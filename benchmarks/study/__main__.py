@@ -1,4 +1,4 @@
-"""Which optimizer to take for deep sigmoid and deep ReLU nets, by a fair comparison.
+"""Compare the optimizers on deep nets, with equal tuning and several seeds.
 
 python -m benchmarks.study --help
 """
