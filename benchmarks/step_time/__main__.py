@@ -57,6 +57,9 @@ FACTS = {
     "peak_extra_bytes": "of a step, CPU: rise of peak resident memory; CUDA: of allocated memory",
     "bandwidth_share": "the algorithm's least traffic / time / bandwidth of copying a big tensor "
     "(read and written), copied once in each round",
+    "median_ms": "CPU: of the call; CUDA: between two events on the device, idle at first, so that "
+    "waits for the host are included; host_ms is the time of the call, launches is the number of "
+    "kernel launches of one step, counted by torch.profiler after the timing",
 }
 
 

@@ -37,7 +37,11 @@ EXPLANATION = (
     "A best is the fastest of a side's default, loop, foreach and fused engines. "
     f"Equal: within {EQUAL:.0%}. No value is denormal: that would slow a CPU down."
 )
-
+GPU_EXPLANATION = (
+    "On the GPU, ms are those between two events on the device, which is idle at first: they "
+    "include its waits for the host. Host ms: until the call returns; where they come near the ms, "
+    "the host is the limit. Launches: kernel launches of one step."
+)
 
 CELL: Shape = {
     "model": among(MODELS),
@@ -51,12 +55,18 @@ TIMES: Shape = {
     "memory": among((APART, SHARED)),
     "first_in_process": yes_or_no,
 }
+ON_GPU: Shape = {"host_ms": positive, "launches": whole()}
+
+
+def _is_of_gpu(cell: Recorded) -> bool:
+    return any(name in cell for name in ON_GPU)
 
 
 def _is_cell(value: Any) -> bool:
     """Whether these are the times of one implementation, or the reason why there are none."""
     status = value.get("status") if isinstance(value, dict) else None
-    rest = {MEASURED: TIMES, UNAVAILABLE: {"reason": text}, FAILED: {"reason": text}}
+    times = {**TIMES, **ON_GPU} if status == MEASURED and _is_of_gpu(value) else TIMES
+    rest = {MEASURED: times, UNAVAILABLE: {"reason": text}, FAILED: {"reason": text}}
     return status in rest and shaped({**CELL, **rest[status]})(value)
 
 
@@ -185,6 +195,7 @@ def report(recorded: Recorded) -> str:
         "by time, as a share of what a copy of a big tensor reaches beside it; parameters that fit "
         f"into caches may exceed it. Memory: {APART}, every implementation has its own parameters, "
         f"gradients and state; {SHARED}, all work on the same ones.",
+        *([GPU_EXPLANATION] if any(map(_is_of_gpu, recorded["cells"])) else []),
     ]
     problems = [
         f"* {cell['model']}, {cell['optimizer']}, {cell['implementation']}: {cell['status']}: "
@@ -198,10 +209,12 @@ def report(recorded: Recorded) -> str:
 
 
 def _all_measurements(recorded: Recorded) -> str:
+    on_gpu = any(map(_is_of_gpu, recorded["cells"]))
     lines = [
         [
             "parameters", "optimizer", "implementation", "memory", "ms", "p90 ms", "/ torch",
             "rounds", "first step ms", "extra memory MiB", "bytes per parameter", "bandwidth",
+            *(("host ms", "launches") if on_gpu else ()),
         ]
     ]  # fmt: skip
     for row in groups_of(recorded):
@@ -224,6 +237,7 @@ def _all_measurements(recorded: Recorded) -> str:
                     "unknown" if peak is None else f"{peak / 2**20:.1f}",
                     str(cell["bytes_per_parameter"]),
                     f"{cell['bandwidth_share']:.0%}",
+                    *((f"{cell['host_ms']:.3f}", str(cell["launches"])) if on_gpu else ()),
                 ]
             )
     return markdown(lines, texts=4)

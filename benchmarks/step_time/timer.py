@@ -12,7 +12,6 @@ import gc
 import math
 import random
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from benchmarks.common.implementations import (
 from benchmarks.common.memory import free_bytes, peak_extra_bytes
 from benchmarks.common.optimizers import OPTIMIZERS, OptimizerEntry
 from benchmarks.common.shapes import Shape
+from benchmarks.step_time.clocks import Clock, Time, Work, clock_of
 
 MEASURED, UNAVAILABLE, FAILED = "measured", "not available", "failed"
 APART, SHARED = "apart", "shared"
@@ -68,14 +68,18 @@ class Implementation:
     """One implementation in a group, and its times."""
 
     name: str
-    device: torch.device
-    work: Callable[[], object]
+    clock: Clock
+    work: Work
     optimizer: torch.optim.Optimizer | None = None  # the copy of the big tensor has none
     first_step: float = math.nan
     peak: int | None = None
     rounds: int = 0
     steps: int = 0
-    seconds: list[float] = field(default_factory=list)
+    times: list[Time] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> list[float]:
+        return [each.seconds for each in self.times]
 
     def step(self) -> None:
         self.work()
@@ -84,17 +88,13 @@ class Implementation:
     def visit(self, untimed: int, timed: int) -> None:
         for _ in range(untimed):
             self.step()
-        self.seconds += [self.time() for _ in range(timed)]
+        self.times += [self.time() for _ in range(timed)]
         self.rounds += 1
 
-    def time(self) -> float:
-        _wait(self.device)
-        began = time.perf_counter()
-        self.work()
-        _wait(self.device)
-        seconds = time.perf_counter() - began
+    def time(self) -> Time:
+        measured = self.clock.time(self.work)
         self.steps += 1
-        return seconds
+        return measured
 
     def tensors(self) -> list[Tensor]:
         """All that it reads and writes."""
@@ -113,6 +113,7 @@ class Implementation:
             "steps": len(self.seconds),
             "first_step_ms": 1e3 * self.first_step,
             "peak_extra_bytes": self.peak,
+            **self.clock.details(self.times, self.step),
         }
 
     def has_enough(self, effort: Effort) -> bool:
@@ -128,6 +129,7 @@ class Timer:
 
     def __init__(self, device: torch.device, effort: Effort, seed: int) -> None:
         self._device, self._effort, self._seed = device, effort, seed
+        self._clock = clock_of(device)
         self._have_run: set[tuple[str, str]] = set()
         elements = effort.copied_bytes // 4
         self._source = torch.ones(elements, device=device)
@@ -151,7 +153,7 @@ class Timer:
 
         base = make_parameters(shapes, self._seed, self._device)
         implementations, problems = self._prepare(optimizer, names, base, layout, on_progress)
-        copy = Implementation("copy", self._device, lambda: self._target.copy_(self._source))
+        copy = Implementation("copy", self._clock, lambda: self._target.copy_(self._source))
         copy.step()
         chance = random.Random(f"{self._seed} {model} {optimizer}")
         self._take_rounds(implementations, copy, visit, chance, on_progress)
@@ -215,7 +217,7 @@ class Timer:
             # The last one may have the originals.
             own = base if layout == SHARED or name == names[-1] else cloned(base)
             try:
-                implementation = _begin(name, OPTIMIZERS[optimizer], own, self._device)
+                implementation = _begin(name, OPTIMIZERS[optimizer], own, self._clock)
             except NotImplementedError as reason:
                 problems[name] = {"status": UNAVAILABLE, "reason": _first_line(reason)}
                 continue
@@ -250,12 +252,12 @@ class Timer:
 
 
 def _begin(
-    name: str, entry: OptimizerEntry, parameters: list[nn.Parameter], device: torch.device
+    name: str, entry: OptimizerEntry, parameters: list[nn.Parameter], clock: Clock
 ) -> Implementation:
     """An implementation after its first step, timed apart: it makes the state and compiles."""
     optimizer = maker(name, entry, lr=LR)(parameters)
-    implementation = Implementation(name, device, optimizer.step, optimizer)
-    implementation.first_step = implementation.time()
+    implementation = Implementation(name, clock, optimizer.step, optimizer)
+    implementation.first_step = implementation.time().seconds
     return implementation
 
 
@@ -290,11 +292,6 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 def _first_line(reason: Exception) -> str:
     return next(iter(str(reason).splitlines()), type(reason).__name__)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @contextmanager

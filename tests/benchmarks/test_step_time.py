@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -22,12 +24,15 @@ from benchmarks.common.implementations import (
 )
 from benchmarks.common.memory import peak_extra_bytes
 from benchmarks.common.optimizers import OPTIMIZERS
+from benchmarks.common.reading import shaped
 from benchmarks.common.shapes import MODELS
 from benchmarks.step_time import __main__ as step_time
-from benchmarks.step_time import timer
+from benchmarks.step_time import clocks, timer
 from benchmarks.step_time.__main__ import main
+from benchmarks.step_time.clocks import DeviceClock, Time, clock_of
 from benchmarks.step_time.figures import TOP, draw_bars, draw_ratios
 from benchmarks.step_time.report import (
+    RECORDED,
     doubts,
     groups_of,
     ratio_table,
@@ -177,7 +182,8 @@ def test_the_order_of_visits_changes_and_the_slow_leave_early(
     def visit(self: timer.Implementation, untimed: int, timed: int) -> None:
         visits.append(self.name)
         self.rounds += 1
-        self.seconds.append(1.0 if self.name == "torch-default" else 0.001)
+        seconds = 1.0 if self.name == "torch-default" else 0.001
+        self.times.append(Time(seconds, seconds))
 
     monkeypatch.setattr(timer.Implementation, "visit", visit)
     effort = Effort(**{**vars(TINY), "rounds": 20, "few_rounds": 4, "seconds": 2.0})
@@ -187,6 +193,116 @@ def test_the_order_of_visits_changes_and_the_slow_leave_early(
     rounds = [tuple(visits[start : start + 5]) for start in range(0, 20, 5)]
     assert all(len(set(each)) == 5 for each in rounds)
     assert len(set(rounds)) > 1
+
+
+class FakeGPU:
+    """Launches of kernels, each of which takes the device 3 ms from when it is idle."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def launch(self) -> None:
+        self.calls.append("cudaLaunchKernel")
+
+    def synchronize(self) -> None:
+        self.calls.append("synchronize")
+
+    def event(self, enable_timing: bool) -> FakeEvent:
+        assert enable_timing
+        return FakeEvent(self)
+
+
+class FakeEvent:
+    def __init__(self, gpu: FakeGPU) -> None:
+        self.gpu, self.at = gpu, -1
+
+    def record(self) -> None:
+        self.at = len(self.gpu.calls)
+        self.gpu.calls.append("event")
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        assert self.gpu.calls[self.at - 1] == self.gpu.calls[end.at + 1] == "synchronize"
+        return 3.0 * self.gpu.calls[self.at : end.at].count("cudaLaunchKernel")
+
+
+class FakeProfile:
+    """What happens on a GPU meanwhile, as rows of torch.profiler."""
+
+    def __init__(self, gpu: FakeGPU) -> None:
+        self.gpu, self.before = gpu, len(gpu.calls)
+
+    def __enter__(self) -> FakeProfile:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        assert self.gpu.calls[-1] == "synchronize", "launched kernels are counted when they ran"
+
+    def key_averages(self) -> list[SimpleNamespace]:
+        launches = self.gpu.calls[self.before :].count("cudaLaunchKernel")
+        counts = {"cudaLaunchKernel": launches, "cuLaunchKernelEx": 1, "cudaMemcpyAsync": 5}
+        return [SimpleNamespace(key=key, count=count) for key, count in counts.items()]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGPU:
+    fake = FakeGPU()
+    monkeypatch.setattr(torch.cuda, "synchronize", fake.synchronize)
+    monkeypatch.setattr(torch.cuda, "Event", fake.event)
+    monkeypatch.setattr(clocks, "profile", lambda activities: FakeProfile(fake))
+    return fake
+
+
+def test_a_gpu_is_timed_by_its_events_and_the_host_apart(gpu: FakeGPU) -> None:
+    def two_launches() -> None:
+        gpu.launch()
+        gpu.launch()
+
+    clock = clock_of(torch.device("cuda"))
+    times = [clock.time(two_launches) for _ in range(2)]
+    assert [each.seconds for each in times] == [0.006, 0.006]
+    # The call itself takes microseconds.
+    assert all(0 < each.host_seconds < 0.003 for each in times)
+    assert clock.details([Time(1, 0.002), Time(1, 0.004)], two_launches) == {
+        "host_ms": pytest.approx(3.0),
+        "launches": 3,  # two by the runtime, one by the driver
+    }
+
+
+def test_cells_and_report_of_a_gpu_have_host_times_and_launches(
+    gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*names: Any, **options: Any) -> Any:
+        return lambda parameters: torch.optim.SGD(parameters, lr=LR)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: gpu.launch())
+    monkeypatch.setattr(timer, "maker", make)
+    monkeypatch.setattr(timer, "clock_of", lambda device: DeviceClock())
+    watch = Timer(CPU, TINY, 0)
+    monkeypatch.setattr(watch._target, "copy_", lambda source: gpu.launch(), raising=False)
+    some = recorded() | {"cells": watch.measure("tiny", SHAPES, "sgd", ("ours-loop", "torch-loop"))}
+    for cell in some["cells"]:
+        assert (cell["median_ms"], cell["launches"]) == (3.0, 2)
+        assert 0 < cell["host_ms"] < 3
+        share = cell["bytes_per_parameter"] * 23 / (2 * TINY.copied_bytes)
+        assert cell["bandwidth_share"] == pytest.approx(share)
+    assert shaped(RECORDED)(some)
+    text = report(some)
+    assert "| bandwidth | host ms | launches |" in text
+    assert f"| {some['cells'][0]['host_ms']:.3f} | 2 |" in text
+    assert "the host is the limit" in text
+    del some["cells"][0]["host_ms"]
+    assert not shaped(RECORDED)(some), "launches without the host's time"
+
+
+def test_the_recorded_report_of_a_cpu_is_as_it_was() -> None:
+    results = Path(step_time.__file__).parents[1] / "results" / "step_time"
+    some = read(results / "step_time.json")
+    assert shaped(RECORDED)(some)
+    some["settings"].setdefault("budget", "standard")  # older records do not name it
+    assert not {"host_ms", "launches"} & {name for cell in some["cells"] for name in cell}
+    text = report(some)
+    assert "| bandwidth |\n" in text
+    assert not re.search("host|launches", text)
 
 
 def test_percentiles_lie_between_neighbours() -> None:
