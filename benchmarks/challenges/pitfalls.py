@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from benchmarks.challenges.experiment import (
     Finding,
@@ -23,6 +24,7 @@ from benchmarks.challenges.trajectories import first_step, minimize, perturbed
 from benchmarks.common.nets import build_net
 from benchmarks.common.optimizers import MakeOptimizer
 from benchmarks.common.test_functions import TEST_FUNCTIONS
+from benchmarks.common.training import LossFunction
 from benchmarks.common.variants import AVERAGING, EPS_INSIDE, LR_IN_VELOCITY, VARIANTS
 
 GRADIENTS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -98,7 +100,11 @@ def _deep_net(setup: Setup) -> Results:
 
 
 def _losses(
-    setup: Setup, net_options: dict[str, Any], make: MakeOptimizer, lr: float, scale: float = 1.0
+    setup: Setup,
+    net_options: dict[str, Any],
+    make: MakeOptimizer,
+    lr: float,
+    loss_function: LossFunction = cross_entropy,
 ) -> dict[str, list[float]]:
     digits, sizes = setup.require_digits(), setup.sizes
     net = build_net(**net_options, seed=setup.seed)
@@ -106,7 +112,7 @@ def _losses(
         net, make(net.parameters(), lr=lr),
         digits.train_images[: sizes.images], digits.train_labels[: sizes.images],
         batch_size=BATCH, steps=sizes.epochs * math.ceil(sizes.images / BATCH), seed=setup.seed,
-        loss_scale=scale,
+        loss_function=loss_function,
     )  # fmt: skip
     return mean_losses(result.losses)
 
@@ -140,14 +146,21 @@ def _momentum_formulas() -> Results:
     return results
 
 
+def _divided_gradient(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, whose gradient alone is divided, so that the losses can be compared."""
+    loss = cross_entropy(scores, labels)
+    loss.register_hook(lambda gradient: gradient / BATCH)
+    return loss
+
+
 def _divided_twice(setup: Setup) -> Results:
     """Cross-entropy is a mean already; to divide by the batch size again is a bug."""
     results: Results = {"batch_size": BATCH, "net": DIVIDED_NET, "loss": {}}
     for name in setup.optimizers:
         optimizer = OPTIMIZERS[name]
         results["loss"][name] = {
-            kind: _losses(setup, DIVIDED_NET, optimizer.make_scratch, optimizer.lr, scale)
-            for kind, scale in (("correct", 1.0), ("divided", 1 / BATCH))
+            kind: _losses(setup, DIVIDED_NET, optimizer.make_scratch, optimizer.lr, loss_function)
+            for kind, loss_function in (("correct", cross_entropy), ("divided", _divided_gradient))
         }
     return results
 

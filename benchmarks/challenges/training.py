@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.common.training import shuffled
+from benchmarks.common import training
+from benchmarks.common.training import LossFunction, Step, batches
 
 WINDOW = 10  # steps whose mean loss is compared with the target: single batches are too noisy
 
@@ -35,34 +37,29 @@ def train(
     steps: int,
     seed: int,
     target_loss: float = -math.inf,
-    loss_scale: float = 1.0,
+    loss_function: LossFunction = cross_entropy,
     callback: Callable[[int], None] | None = None,
     callback_every: int = 1,
 ) -> TrainingResult:
     """Train for `steps` steps, or until the mean loss of the last few is below `target_loss`.
 
-    The loss is multiplied by `loss_scale` for the backward pass alone. `callback` is called with
-    the number of steps taken, first with 0. A loss that is not finite ends the training.
+    `callback` is called with the number of steps taken, first with 0. A loss that is not finite
+    ends the training.
     """
     net.train()
     losses: list[float] = []
     if callback is not None:
         callback(0)
-    epoch = 0
-    while len(losses) < steps:
-        epoch += 1
-        for indices in shuffled(labels, batch_size, seed, epoch):
-            optimizer.zero_grad()
-            loss = cross_entropy(net(images[indices]), labels[indices])
-            (loss if loss_scale == 1 else loss * loss_scale).backward()
-            optimizer.step()
-            losses.append(loss.item())
-            if len(losses) >= WINDOW and sum(losses[-WINDOW:]) / WINDOW < target_loss:
-                return TrainingResult(losses, reached=True)
-            if callback is not None and len(losses) % callback_every == 0:
-                callback(len(losses))
-            if len(losses) == steps or not math.isfinite(losses[-1]):
-                return TrainingResult(losses, reached=False)
+    step = Step(net, optimizer, loss_function)
+    endless = batches(images, labels, batch_size, seed, epochs=count(1))
+    for loss in training.train(step, islice(endless, steps)):
+        losses.append(loss.item())
+        if len(losses) >= WINDOW and sum(losses[-WINDOW:]) / WINDOW < target_loss:
+            return TrainingResult(losses, reached=True)
+        if callback is not None and len(losses) % callback_every == 0:
+            callback(len(losses))
+        if not math.isfinite(losses[-1]):
+            break
     return TrainingResult(losses, reached=False)
 
 

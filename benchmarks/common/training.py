@@ -23,12 +23,23 @@ Batch = tuple[Tensor, Tensor]  # images and labels
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
+def stacked_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:
+    """The mean loss of each net: scores are nets x images x classes, labels are [nets x] images."""
+    nets_by_images = scores.shape[:2]
+    all_labels = labels.expand(nets_by_images).flatten()
+    losses = cross_entropy(scores.flatten(0, 1), all_labels, reduction="none")
+    return losses.view(nets_by_images).mean(1)
+
+
 class Step:
-    """A training step, done when called with a batch; returns its loss, which needs no gradient."""
+    """A training step, done when called with a batch; returns its loss, which needs no gradient.
+
+    Stacked nets, which train at once, have a loss each.
+    """
 
     def __init__(
         self,
-        net: nn.Module,
+        net: Callable[[Tensor], Tensor],
         optimizer: torch.optim.Optimizer,
         loss_function: LossFunction = cross_entropy,
     ) -> None:
@@ -37,7 +48,7 @@ class Step:
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         self.optimizer.zero_grad()
         loss = self.loss_function(self.net(images), labels)
-        loss.backward()
+        loss.backward(torch.ones_like(loss))
         self.optimizer.step()
         return loss.detach()
 
@@ -49,6 +60,7 @@ class CapturedStep(Step):
     counts its steps must be capturable.
     """
 
+    net: nn.Module
     _graph: torch.cuda.CUDAGraph | None = None
     _done = 0
 
@@ -99,6 +111,15 @@ def shuffled(labels: Tensor, batch_size: int, seed: int, epoch: int) -> Iterator
     generator = seeded_generator("batches", seed, epoch)
     order = torch.randperm(len(labels), generator=generator).to(labels.device)
     return iter(torch.split(order, batch_size))
+
+
+def batches(
+    images: Tensor, labels: Tensor, batch_size: int, seed: int, epochs: Iterable[int]
+) -> Iterator[Batch]:
+    """The batches of one epoch after another."""
+    for epoch in epochs:
+        for indices in shuffled(labels, batch_size, seed, epoch):
+            yield images[indices], labels[indices]
 
 
 @torch.no_grad()

@@ -6,18 +6,21 @@ whose parameters have a further dimension, stepped by one optimizer.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
-from torch.nn.functional import avg_pool2d, cross_entropy
+from torch.nn.functional import avg_pool2d
 
+from benchmarks.common import training
 from benchmarks.common.data import Digits
 from benchmarks.common.nets import CLASSES, build_net
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.training import shuffled
+from benchmarks.common.training import Batch, Step, shuffled, stacked_cross_entropy
 
 INPUTS = 14 * 14  # the images at half their resolution
 DEPTHS = {"relu": 5, "sigmoid": 3}
@@ -65,6 +68,14 @@ def begin(data: Split) -> None:
     torch.set_flush_denormal(True)  # numbers near 1e-40 would make a step several times slower
 
 
+def _batches(data: Split, seeds: range, epochs: int) -> Iterator[Batch]:
+    """A batch of each seed, stacked."""
+    for epoch in range(1, epochs + 1):
+        orders = (shuffled(data.labels, BATCH_SIZE, seed, epoch) for seed in seeds)
+        for indices in map(torch.stack, zip(*orders, strict=True)):
+            yield data.images[indices], data.labels[indices]
+
+
 def train(
     net: str, optimizer: str, lr: float, seeds: range, epochs: int, data: Split | None = None
 ) -> dict[str, Any]:
@@ -85,17 +96,9 @@ def train(
         return scores
 
     stepper = OPTIMIZERS[optimizer].make_scratch(list(stacks.values()), lr)
-    for epoch in range(1, epochs + 1):
-        orders = (shuffled(data.labels, BATCH_SIZE, seed, epoch) for seed in seeds)
-        for batches in zip(*orders, strict=True):
-            batch = torch.stack(batches)
-            scores = vmap(score)(stacks, data.images[batch])
-            losses = cross_entropy(
-                scores.flatten(0, 1), data.labels[batch].flatten(), reduction="none"
-            )
-            stepper.zero_grad()
-            losses.view_as(batch).mean(1).sum().backward()
-            stepper.step()
+    step = Step(partial(vmap(score), stacks), stepper, stacked_cross_entropy)
+    for _ in training.train(step, _batches(data, seeds, epochs)):
+        pass
 
     def accuracies(images: Tensor, labels: Tensor) -> list[float]:
         with torch.no_grad():

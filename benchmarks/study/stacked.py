@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
-from torch.nn.functional import cross_entropy
 
 from benchmarks.common.nets import weights_by_layer
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.training import shuffled
+from benchmarks.common.training import Step, stacked_cross_entropy, train
 from benchmarks.study.trial import (
     FINAL,
     History,
@@ -26,6 +26,7 @@ from benchmarks.study.trial import (
     Settings,
     Split,
     Trial,
+    batches_of,
     initial_net,
     is_evaluated,
     schedule,
@@ -67,6 +68,7 @@ def train_stack(
     net = initial_net(settings).to(device)
     stacks, _ = stack_module_state([net] * len(trials))
     forward = vmap(lambda state, images: functional_call(net, state, (images,)), in_dims=(0, None))
+    predict = partial(forward, stacks)
     optimizer = stacked_optimizer(stacks.values(), [trial.settings for trial in trials])
     # torch's schedulers change one learning rate: here, the factor of all of them.
     factor = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -78,7 +80,7 @@ def train_stack(
     evaluated = done = 0
 
     def evaluate(images: Tensor, labels: Tensor) -> list[tuple[float, float]]:
-        return _evaluate(lambda inputs: forward(stacks, inputs), images, labels, len(trials))
+        return _evaluate(predict, images, labels, len(trials))
 
     def add_evaluation() -> None:
         nonlocal evaluated
@@ -94,33 +96,22 @@ def train_stack(
         evaluated = done
 
     add_evaluation()
-    for epoch in range(1, settings.epochs + 1):
-        for batch in shuffled(data.labels, settings.batch_size, settings.seed, epoch):
-            optimizer.zero_grad()
-            loss = _losses(forward(stacks, data.images[batch]), data.labels[batch])
-            loss.sum().backward()
+    for loss in train(Step(predict, optimizer, stacked_cross_entropy), batches_of(settings, data)):
+        if scheduler is not None:
+            factor.step()
+            scheduler.step()
             optimizer.param_groups[0]["lr"] = rates * factor.param_groups[0]["lr"]
-            optimizer.step()
-            if scheduler is not None:
-                factor.step()
-                scheduler.step()
-            losses[done] = loss.detach()
-            done += 1
-            on_step()
-            if is_evaluated(first, done):
-                _add_gradient_norms(histories, done, net, stacks)
-                add_evaluation()
-        if all(history.diverged_at_step is not None for history in histories):
+        losses[done] = loss
+        done += 1
+        on_step()
+        if is_evaluated(first, done):
+            _add_gradient_norms(histories, done, net, stacks)
+            add_evaluation()
+        is_end_of_epoch = done % settings.steps_per_epoch == 0
+        if is_end_of_epoch and all(h.diverged_at_step is not None for h in histories):
             break
     training = evaluate(data.images, data.labels) if first.phase == FINAL else unknown
     return [history.result(None, training[k]) for k, history in enumerate(histories)]
-
-
-def _losses(scores: Tensor, labels: Tensor) -> Tensor:
-    """The mean loss of each net; scores are nets x images x classes."""
-    nets, images, _ = scores.shape
-    each = cross_entropy(scores.flatten(0, 1), labels.repeat(nets), reduction="none")
-    return each.view(nets, images).mean(1)
 
 
 @torch.no_grad()
@@ -133,7 +124,7 @@ def _evaluate(
     batches = (images.split(EVALUATED_AT_ONCE), labels.split(EVALUATED_AT_ONCE))
     for inputs, targets in zip(*batches, strict=True):
         scores = forward(inputs)
-        loss += _losses(scores, targets).double() * len(targets)
+        loss += stacked_cross_entropy(scores, targets).double() * len(targets)
         right += (scores.argmax(2) == targets).sum(1)
     means = torch.stack([loss, right.double()], 1) / len(labels)
     return [(mean_loss, accuracy) for mean_loss, accuracy in means.tolist()]

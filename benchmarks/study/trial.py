@@ -7,20 +7,20 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
+from benchmarks.common import training
 from benchmarks.common.data import SYNTHETIC_NAME, Digits
 from benchmarks.common.nets import CLASSES, build_net, weights_by_layer
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.training import evaluate, shuffled
+from benchmarks.common.training import Batch, Step, batches, evaluate
 
 PROTOCOL = 2  # raised when results of an older version may no longer be mixed with newer ones
 SEARCH, SELECTION, FINAL = PHASES = ("search", "selection", "final")
@@ -273,33 +273,31 @@ def train(trial: Trial, data: Split, on_step: OnStep = lambda: None) -> dict[str
         evaluated = done
 
     add_evaluation()
-    for epoch in range(1, settings.epochs + 1):
-        timer.start()
-        for batch in shuffled(data.labels, settings.batch_size, settings.seed, epoch):
-            optimizer.zero_grad()
-            loss = cross_entropy(net(data.images[batch]), data.labels[batch])
-            loss.backward()
-            optimizer.step()
-            if scheduler is not None:
-                scheduler.step()
-            losses[done] = loss.detach()
-            done += 1
-            on_step()
-            if is_evaluated(trial, done):
-                timer.stop()
-                gradients = {n: w.grad for n, w in weights_by_layer(net).items()}
-                norms = torch.stack([g.norm() for g in gradients.values() if g is not None])
-                history.add_gradient_norms(done, dict(zip(gradients, norms.tolist(), strict=True)))
-                add_evaluation()
-                if history.diverged_at_step is not None:
-                    break  # nothing comes back from NaN
-                timer.start()
-        if history.diverged_at_step is not None:
-            break
-    training = math.nan, math.nan
+    timer.start()
+    for loss in training.train(Step(net, optimizer), batches_of(settings, data)):
+        if scheduler is not None:
+            scheduler.step()
+        losses[done] = loss
+        done += 1
+        on_step()
+        if is_evaluated(trial, done):
+            timer.stop()
+            gradients = {n: w.grad for n, w in weights_by_layer(net).items()}
+            norms = torch.stack([g.norm() for g in gradients.values() if g is not None])
+            history.add_gradient_norms(done, dict(zip(gradients, norms.tolist(), strict=True)))
+            add_evaluation()
+            if history.diverged_at_step is not None:
+                break  # nothing comes back from NaN
+            timer.start()
+    at_end = math.nan, math.nan
     if trial.phase == FINAL:
-        training = evaluate(net, data.images, data.labels)
-    return history.result(timer.seconds, training)
+        at_end = evaluate(net, data.images, data.labels)
+    return history.result(timer.seconds, at_end)
+
+
+def batches_of(settings: Settings, data: Split) -> Iterator[Batch]:
+    epochs = range(1, settings.epochs + 1)
+    return batches(data.images, data.labels, settings.batch_size, settings.seed, epochs)
 
 
 def initial_net(settings: Settings) -> nn.Sequential:
