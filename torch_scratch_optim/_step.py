@@ -16,16 +16,15 @@ from torch import Tensor
 
 from . import engines
 from ._capture import check_capturable, is_capturing
-from ._options import Group, check_contradictions, check_numbers
+from ._options import Group, check_contradictions
 from ._state import count, count_on_device, is_shared, next_counts, states
 from ._tensors import Checked, check, check_tensors, local_and_real
-from .engines import GRADIENT, PLAIN_TENSORS, Engine, Scalars, Table, grouped
+from .engines import PLAIN_TENSORS, Engine, Scalars, Table, grouped
 
 if TYPE_CHECKING:
     from .optimizer import ScratchOptimizer
 
 Update = Callable[[], None]
-_AS_IT_IS = dict(zip(GRADIENT, (None, False, None), strict=True))
 
 
 class Rows(NamedTuple):
@@ -144,7 +143,7 @@ def _update(optimizer: ScratchOptimizer, rows: Rows) -> Update:
     if found_inf is not None and found_inf.item():
         return partial(engines.run_all, [])
     scale: Tensor | None = getattr(optimizer, "grad_scale", None)
-    gradient = _gradient(optimizer, group, None if scale is None else 1 / scale.item())
+    gradient = optimizer._gradient(group, None if scale is None else 1 / scale.item())
     if capturable:
         move = partial(_by_tensors_on_device, optimizer, rows, gradient)
         return partial(_finish, optimizer, rows.new, move, [])
@@ -205,20 +204,6 @@ def _engine(group: Group, table: Table, checked: Checked | None) -> Engine:
     return engines.foreach
 
 
-def _gradient(optimizer: ScratchOptimizer, group: Group, inverse_scale: Any) -> Scalars:
-    """How the gradient is made that a rule descends; see :func:`~.engines.descending`."""
-    maximize, decay = bool(group.get("maximize")), None
-    if "weight_decay" in optimizer.defaults or "weight_decay" in group:
-        decay = group["weight_decay"]
-        if decay is None or isinstance(decay, str):
-            check_numbers(group, "weight_decay")  # which refuses it
-        if group.get("decoupled_weight_decay"):
-            decay = None
-    if inverse_scale is None and not maximize and not decay:
-        return _AS_IT_IS
-    return dict(zip(GRADIENT, (inverse_scale, maximize, decay or None), strict=True))
-
-
 def _scalars(optimizer: ScratchOptimizer, rows: Rows) -> list[Scalars]:
     """The rule's scalars for all rows, or those of each row where steps differ."""
     values: list[Any] = rows.first
@@ -255,7 +240,7 @@ def _by_kernel_on_gpu(optimizer: ScratchOptimizer, rows: Rows, checked: Checked)
     def scalars(first: bool | None, t: Any, group: Group) -> dict[str, Any]:
         own = optimizer.scalars(t, group) | ({} if first is None else {"first": first})
         scale = group.get("grad_scale")
-        return own | _gradient(optimizer, group, None if scale is None else 1 / scale)
+        return own | optimizer._gradient(group, None if scale is None else 1 / scale)
 
     moves: list[Update] = []
     for first, part in _by_first(optimizer, rows):

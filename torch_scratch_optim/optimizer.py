@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT, StateDict
 
 from ._checkpoints import check_state_dict
-from ._options import Group, check_contradictions, check_flags, meant_by
+from ._options import Group, check_contradictions, check_flags, check_numbers, meant_by
 from ._state import step_count, step_device
 from ._step import take_step
 from ._tensors import Checked
-from .engines import Engine
+from .engines import GRADIENT, Engine, Scalars
 
+_AS_IT_IS = dict(zip(GRADIENT, (None, False, None), strict=True))
 # torch hides these from its compiler by a decorator, whose first call imports the compiler: that
 # takes a second or two.
 _UNDECORATED: dict[Any, Callable[..., Any]] = {
@@ -137,6 +138,19 @@ class ScratchOptimizer(torch.optim.Optimizer):
     def engine(self, group: Group) -> Engine | None:
         """An engine of one's own for a group; None leaves it to the group's options."""
         return None
+
+    def _gradient(self, group: Group, inverse_scale: Any) -> Scalars:
+        """How the gradient is made that a rule descends; see :func:`~.engines.descending`."""
+        maximize, decay = bool(group.get("maximize")), None
+        if "weight_decay" in self.defaults or "weight_decay" in group:
+            decay = group["weight_decay"]
+            if decay is None or isinstance(decay, str):
+                check_numbers(group, "weight_decay")  # which refuses it
+            if group.get("decoupled_weight_decay"):
+                decay = None
+        if inverse_scale is None and not maximize and not decay:
+            return _AS_IT_IS
+        return dict(zip(GRADIENT, (inverse_scale, maximize, decay or None), strict=True))
 
     def _sparse_engine(self, group: Group) -> Engine:
         if self.sparse_engine is None:
