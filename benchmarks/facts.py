@@ -18,6 +18,7 @@ from benchmarks.common.option_cases import Options
 from benchmarks.common.record import provenance, read_json
 from benchmarks.equivalence.report import EXPLANATION as ULPS
 from benchmarks.equivalence.report import verdict, worst_table
+from benchmarks.gradient_release.__main__ import in_words
 from benchmarks.mnist.report import EXPLANATION as MNIST
 from benchmarks.mnist.report import Pair, markdown_table
 from benchmarks.reproductions.cases import CASES
@@ -161,6 +162,15 @@ def seeds() -> str:
     )
 
 
+def gradient_release() -> str:
+    recorded = read_json(RESULTS / "gradient_release" / "gradient_release.json")
+    runs = recorded["runs"]
+    pairs = zip(runs[::2], runs[1::2], strict=True)
+    lines = [f"* {in_words(usual, released)}." for usual, released in pairs]
+    where = provenance(recorded, "python -m benchmarks.gradient_release")
+    return "\n".join([*lines, "", where])
+
+
 def recorded_pairs(summary: dict[str, Any]) -> list[Pair]:
     runs = {(run["net"], run["optimizer"], run["implementation"]): run for run in summary["runs"]}
     return [
@@ -206,6 +216,7 @@ FACTS: dict[str, Callable[..., str]] = {
     "checkpoint": checkpoint,
     "cost": cost,
     "findings": findings,
+    "gradient_release": gradient_release,
     "kernel": kernel,
     "mnist": mnist_table,
     "reproductions": reproductions_table,
