@@ -37,6 +37,7 @@ from torch_scratch_optim._options import Group
 from torch_scratch_optim.engines import (
     GRADIENT,
     Engine,
+    Scalars,
     Table,
     block_size,
     descending,
@@ -162,15 +163,18 @@ class Stacked(ScratchOptimizer):
         l2 = group["weight_decay"] if penalised else None
         return super().scalars(t, group) | {"gradient.l2": l2}
 
+    def _gradient(self, group: Group, inverse_scale: Any) -> Scalars:
+        return dict.fromkeys(GRADIENT)  # the penalty is one of the scalars, a number for each trial
 
-class Hyperparameter(Tensor):
-    """The values of a hyper-parameter in all trials; true if any of them is."""
+
+class Nonzero(Tensor):
+    """Numbers that are all true, for code that asks for an option's truth."""
 
     # So that results are plain tensors.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
-        return bool(self.any().item())
+        return True
 
 
 def _largest(group: Group) -> Group:
@@ -180,7 +184,6 @@ def _largest(group: Group) -> Group:
 
 def run_stacked(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
     """Run a rule on stacks, some trials at a time, each with its own scalars."""
-    rule = getattr(rule, "__wrapped__", rule)  # without the penalty, which is among the scalars
     for row in table.rows():
         p = row["p"]
         at_once = max(1, block_size(p) // p[0].numel())
@@ -215,4 +218,5 @@ def _tensor_of(values: list[Any]) -> Any:
     if isinstance(values[0], tuple):
         return tuple(_tensor_of(list(column)) for column in zip(*values, strict=True))
     # In double precision, as Python's floats: the optimizers compute their scalars from these.
-    return torch.tensor(values, dtype=torch.float64).as_subclass(Hyperparameter)
+    numbers = torch.tensor(values, dtype=torch.float64)
+    return numbers.as_subclass(Nonzero) if all(values) else numbers
