@@ -20,7 +20,7 @@ from benchmarks.common.command import CannotRun, Job, bars, conduct, pick_device
 from benchmarks.study.files import STUDY_FILE
 from benchmarks.study.options import build_parser, default_workers, study_of
 from benchmarks.study.progress import Progress
-from benchmarks.study.protocol import Study
+from benchmarks.study.protocol import Study, missing
 from benchmarks.study.running import (
     Workers,
     check_cluster,
@@ -29,10 +29,10 @@ from benchmarks.study.running import (
     run_trials,
     this_process,
 )
+from benchmarks.study.stacked import largest_stack
 from benchmarks.study.store import Store
 from benchmarks.study.trial import Split, dataset_of, split
 
-STACK_ON_GPU = 16
 # What the documentation shows.
 RECORDED = (
     "summary.json",
@@ -60,7 +60,8 @@ def _work(options: argparse.Namespace, job: Job) -> int:
     study, data = _load(study, store, given["data_dir"], device, job)
     store.check(study)
     _begin(store, study, device, given, job)
-    stack = given["stack"] or (STACK_ON_GPU if device.type == "cuda" else 1)
+    settings = missing(study, {})[0].settings  # all trials' nets and batches are as large
+    stack = given["stack"] or largest_stack(settings, device, given["workers"] or 1)
     _run(study, store, _workers(given, data, device), stack, console)
     _report(store, job)
     return 0

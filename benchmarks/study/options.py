@@ -22,6 +22,7 @@ from benchmarks.common.options import (
     add_out,
 )
 from benchmarks.study.protocol import BUDGETS, TUNED, Study
+from benchmarks.study.stacked import LARGEST_STACK
 from benchmarks.study.trial import SCHEDULES, SEARCH_SPACES
 
 PROGRAM = "python -m benchmarks.study"
@@ -54,6 +55,7 @@ def build_parser() -> Parser:
             "quick": "minutes, to see how it works",
             "standard": "half an hour on two cores",
             "full": "days on two cores",
+            "gpu": "as full, with 100 seeds, for a GPU",
         },
         "quick",
     )
@@ -98,8 +100,9 @@ def build_parser() -> Parser:
     add_number(
         how,
         "stack",
-        "train up to K trials at once, as one net of K times the parameters (default: 16 on a "
-        "GPU; 1 on a CPU, where stacks are not faster)",
+        "train up to N trials at once, as one net of N times the parameters; their seconds are "
+        f"not known (default: as many as a GPU's memory holds, at most {LARGEST_STACK}; 1 on a "
+        "CPU, where stacks are not faster)",
     )
     add_device(how)
 

@@ -145,6 +145,7 @@ BUDGETS = {
         epochs=20,
     ),
 }  # fmt: skip
+BUDGETS["gpu"] = replace(BUDGETS["full"], budget="gpu", seeds=100)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """Many trials at once: their parameters are stacked and moved by one optimizer.
 
-The rules of the optimizers are elementwise. So K nets that differ only in their hyper-parameters
-are one net whose parameters have one more dimension, of length K, and their learning rates are a
-tensor of length K that broadcasts along it. Each rule is the optimizer's own.
+The rules of the optimizers are elementwise. So K nets that differ only in their seeds and their
+hyper-parameters are one net whose parameters have one more dimension, of length K, and their
+learning rates are a tensor of length K that broadcasts along it. Each rule is the optimizer's own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from benchmarks.common.nets import weights_by_layer
+from benchmarks.common.memory import free_bytes
+from benchmarks.common.nets import CLASSES, PIXELS, weights_by_layer
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.training import Step, stacked_cross_entropy, train
+from benchmarks.common.training import Batch, Step, shuffled, stacked_cross_entropy, train
 from benchmarks.study.trial import (
     FINAL,
     History,
@@ -26,7 +27,6 @@ from benchmarks.study.trial import (
     Settings,
     Split,
     Trial,
-    batches_of,
     initial_net,
     is_evaluated,
     schedule,
@@ -45,12 +45,40 @@ from torch_scratch_optim.engines import (
 )
 
 EVALUATED_AT_ONCE = 1000  # images; the activations of all nets should fit a cache
+LARGEST_STACK = 512  # nets, which keep a GPU busy
+SHARE_OF_MEMORY = 0.5  # for a stack: temporaries and the allocator's gaps take more
+STATE = 2  # tensors of a parameter's size, of the optimizer with the most
 
 
 def stackable(trial: Trial) -> tuple[Any, ...]:
-    """What stacked trials have in common: all but the hyper-parameters of their optimizer."""
-    settings = vars(trial.settings) | {"lr": None, "options": sorted(trial.settings.options)}
+    """What stacked trials have in common: all but seeds and hyper-parameters of their optimizer."""
+    settings = vars(trial.settings) | {
+        "lr": None,
+        "options": sorted(trial.settings.options),
+        "seed": None,
+    }
     return trial.phase, trial.search_space, *map(str, settings.values())
+
+
+def bytes_of_net(settings: Settings) -> int:
+    """Memory that one net of a stack takes in float32, at the most.
+
+    Parameters, gradients and state; and the activations of a batch with their gradients, or of the
+    images that are evaluated at once.
+    """
+    parameters = sum(p.numel() for p in initial_net(settings).parameters())
+    units = 2 * settings.depth * settings.width + 2 * CLASSES  # outputs of all layers
+    batch = settings.batch_size * (PIXELS + 2 * units)
+    return 4 * (parameters * (2 + STATE) + max(batch, EVALUATED_AT_ONCE * units))
+
+
+def largest_stack(settings: Settings, device: torch.device, workers: int) -> int:
+    """How many nets are trained at once: on a GPU what free memory holds, one on a CPU."""
+    free = free_bytes(device) if device.type == "cuda" else None
+    if free is None:
+        return 1  # stacks are not faster on a CPU
+    fitting = int(SHARE_OF_MEMORY * free) // (workers * bytes_of_net(settings))
+    return max(1, min(LARGEST_STACK, fitting))
 
 
 def train_stack(
@@ -61,15 +89,19 @@ def train_stack(
     Equal to training each by itself up to rounding. Single trials have no seconds.
 
     Raises:
-        ValueError: the trials differ in more than their hyper-parameters.
+        ValueError: the trials differ in more than their seeds and hyper-parameters.
     """
     if len(set(map(stackable, trials))) != 1:
-        raise ValueError("only trials that differ in nothing but hyper-parameters can be stacked")
+        raise ValueError("stacked trials differ in nothing but their seeds and hyper-parameters")
     first, settings, device = trials[0], trials[0].settings, data.images.device
-    net = initial_net(settings).to(device)
-    stacks, _ = stack_module_state([net] * len(trials))
-    forward = vmap(lambda state, images: functional_call(net, state, (images,)), in_dims=(0, None))
-    predict = partial(forward, stacks)
+    nets = {trial.settings.seed: initial_net(trial.settings).to(device) for trial in trials}
+    net = nets[settings.seed]
+    stacks, _ = stack_module_state([nets[trial.settings.seed] for trial in trials])
+
+    def score(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        scores: Tensor = functional_call(net, parameters, (images,))
+        return scores
+
     optimizer = stacked_optimizer(stacks.values(), [trial.settings for trial in trials])
     # torch's schedulers change one learning rate: here, the factor of all of them.
     factor = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -81,7 +113,8 @@ def train_stack(
     evaluated = done = 0
 
     def evaluate(images: Tensor, labels: Tensor) -> list[tuple[float, float]]:
-        return _evaluate(predict, images, labels, len(trials))
+        of_same_images = partial(vmap(score, in_dims=(0, None)), stacks)
+        return _evaluate(of_same_images, images, labels, len(trials))
 
     def add_evaluation() -> None:
         nonlocal evaluated
@@ -97,7 +130,8 @@ def train_stack(
         evaluated = done
 
     add_evaluation()
-    for loss in train(Step(predict, optimizer, stacked_cross_entropy), batches_of(settings, data)):
+    step = Step(partial(vmap(score), stacks), optimizer, stacked_cross_entropy)
+    for loss in train(step, _batches(trials, data)):
         if scheduler is not None:
             factor.step()
             scheduler.step()
@@ -113,6 +147,18 @@ def train_stack(
             break
     training = evaluate(data.images, data.labels) if first.phase == FINAL else unknown
     return [history.result(None, training[k]) for k, history in enumerate(histories)]
+
+
+def _batches(trials: Sequence[Trial], data: Split) -> Iterator[Batch]:
+    """The batches of each trial's seed, stacked."""
+    settings = trials[0].settings
+    seeds = sorted({trial.settings.seed for trial in trials})
+    of_trials = torch.tensor([seeds.index(trial.settings.seed) for trial in trials])
+    of_trials = of_trials.to(data.labels.device)
+    for epoch in range(1, settings.epochs + 1):
+        orders = (shuffled(data.labels, settings.batch_size, seed, epoch) for seed in seeds)
+        for indices in map(torch.stack, zip(*orders, strict=True)):
+            yield data.images[indices[of_trials]], data.labels[indices[of_trials]]
 
 
 @torch.no_grad()

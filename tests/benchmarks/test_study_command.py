@@ -78,7 +78,7 @@ def test_a_finished_study_runs_nothing_again(
     [
         (("--optimizers", "adma"), "no 'adma' here; valid are sgd"),
         (("--nets", "tanh"), "no 'tanh' here"),
-        (("--budget", "huge"), "no 'huge' here; valid are quick, standard, full"),
+        (("--budget", "huge"), "no 'huge' here; valid are quick, standard, full, gpu"),
         (("--schedule", "linear"), "no 'linear' here"),
         (("--seeds", "0"), "'0' is not a whole number from 1 up"),
         (("--search-spaces", "all"), "choose both"),

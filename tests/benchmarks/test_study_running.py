@@ -7,14 +7,18 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import torch
 
 from benchmarks.study import running
+from benchmarks.study.protocol import BUDGETS, missing
 from benchmarks.study.running import units
-from benchmarks.study.trial import SEARCH, Settings, Trial, train
+from benchmarks.study.stacked import LARGEST_STACK, largest_stack
+from benchmarks.study.trial import FINAL, SEARCH, Settings, Trial, train
 from tests.benchmarks.children import child, processes_of, wait_until
 from tests.benchmarks.study_jobs import TINY_STUDY, contents, run_study, trial_files
 
@@ -26,7 +30,7 @@ def test_a_stacked_study_finds_the_same_trials(finished_study: Path, tmp_path: P
     assert run_study(out, "--stack", "8") == 0
     assert set(trial_files(out)) == set(trial_files(finished_study))
     for one in contents(out):
-        assert one["result"]["seconds"] is None or one["phase"] == "final"
+        assert one["result"]["seconds"] is None or one["phase"] == "search"
     for one, other in zip(contents(out), contents(finished_study), strict=True):
         if one["result"]["validation_loss"] is not None:  # rounding, in single precision
             assert one["result"]["validation_loss"] == pytest.approx(
@@ -181,9 +185,44 @@ def test_a_cluster_of_dask_trains_the_same(
 
 def test_units_hold_only_what_can_be_stacked() -> None:
     made = [
-        Trial(SEARCH, "lr", Settings("relu", optimizer, lr))
+        Trial(SEARCH, "lr", Settings("relu", optimizer, lr, seed=seed))
         for optimizer in ("sgd", "adam")
-        for lr in (0.1, 0.2, 0.3)
+        for lr, seed in ((0.1, 0), (0.2, 0), (0.2, 1))
     ]
     assert [len(unit) for unit in units(made, 2)] == [2, 1, 2, 1]
     assert [trial for unit in units(made, 2) for trial in unit] == made
+
+
+@pytest.mark.parametrize(
+    ("changes", "workers", "free", "nets"),
+    [
+        ({}, 1, 2**40, LARGEST_STACK),
+        # 167,818 parameters, their gradients and two state tensors; 1,000 x 1,300 activations.
+        ({}, 1, 20 * 4 * (4 * 167_818 + 1_300_000), 10),
+        ({}, 2, 20 * 4 * (4 * 167_818 + 1_300_000), 5),
+        # 128 times the batch: 784 pixels and 1,300 activations with their gradients.
+        ({"batch_size": 16_384}, 1, 20 * 4 * (4 * 167_818 + 16_384 * 3_384), 10),
+        ({"width": 10_000}, 1, 2**20, 1),
+    ],
+)
+def test_a_stack_is_as_large_as_the_memory_of_a_gpu_allows(
+    changes: dict[str, int],
+    workers: int,
+    free: int,
+    nets: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = Settings("relu", "adam", 0.1, **changes)  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**41))
+    assert largest_stack(settings, torch.device("cuda"), workers) == nets
+    assert largest_stack(settings, torch.device("cpu"), workers) == 1
+
+
+def test_all_seeds_of_an_optimizer_are_one_stack_on_a_gpu() -> None:
+    study = BUDGETS["gpu"]
+    assert (study.seeds, study.grid.count) == (100, 36)
+    search = missing(study, {})
+    assert {len(unit) for unit in units(search, LARGEST_STACK)} == {36}
+    finals = [replace(search[0], phase=FINAL, settings=replace(search[0].settings, seed=seed))
+              for seed in range(study.seeds)]  # fmt: skip
+    assert list(units(finals, LARGEST_STACK)) == [finals]
