@@ -45,12 +45,13 @@ from benchmarks.common.command import (
     bars,
     conduct,
     name_among,
+    pick_device,
     run,
     say,
 )
 from benchmarks.common.data import Digits
 from benchmarks.common.optimizers import DEFAULT_NAMES, OPTIMIZERS
-from benchmarks.common.options import add_budget, add_data, add_names, add_out, add_seed
+from benchmarks.common.options import add_budget, add_data, add_device, add_names, add_out, add_seed
 from benchmarks.common.reading import Shape, many, read_results, text, whole
 from benchmarks.common.record import conditions
 
@@ -58,7 +59,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 PROGRAM = "python -m benchmarks.challenges"
-CPU = torch.device("cpu")
 FINISHED: Shape = {"optimizers": many(text), "seed": whole(), "budget": text}
 
 
@@ -123,6 +123,7 @@ def build_parser() -> Parser:
     add_names(parser, "optimizers", OPTIMIZERS, " ".join(DEFAULT_NAMES))
     add_seed(parser, "weights, batches and noise")
     add_budget(parser, {"quick": "much smaller, to see that it works", "standard": "minutes"})
+    add_device(parser)
     add_data(parser)
     add_out(parser, "where a directory for each experiment is made")
     return parser
@@ -133,13 +134,14 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> 
 
 
 def _work(given: argparse.Namespace, job: Job, sizes: Sizes | None) -> int:
-    out, console = job.begin(f"*/{FACTS_FILE}"), job.console
+    out, console, device = job.begin(f"*/{FACTS_FILE}"), job.console, pick_device(given.device)
     names = [name for name in _chosen(given) if not _is_finished(out / name, given)]
     sizes = sizes or (QUICK if given.budget == "quick" else Sizes())
     finished: dict[str, list[Finding]] = {}
     with _one_thread():
-        digits = _load(names, sizes, job)
-        setup = Setup(tuple(given.optimizers or DEFAULT_NAMES), given.seed, digits, sizes)
+        digits = _load(names, sizes, device, job)
+        optimizers = tuple(given.optimizers or DEFAULT_NAMES)
+        setup = Setup(optimizers, given.seed, digits, sizes, device)
         job.keep(out, "finished experiments")
         for name, findings in _run_all(names, setup, out, job):
             finished[name] = findings
@@ -190,11 +192,11 @@ def _is_finished(folder: Path, given: argparse.Namespace) -> bool:
     return True
 
 
-def _load(names: list[str], sizes: Sizes, job: Job) -> Digits | None:
+def _load(names: list[str], sizes: Sizes, device: torch.device, job: Job) -> Digits | None:
     if not any(EXPERIMENTS[name].needs_digits for name in names):
         return None
     given, images = job.given, (sizes.train_images(), sizes.test_images)
-    digits = job.load_digits(given.dataset, given.data_dir, CPU, *images)
+    digits = job.load_digits(given.dataset, given.data_dir, device, *images)
     say(job.console, f"Data: {digits.name}")
     return digits
 
@@ -213,7 +215,7 @@ def _run_all(
             on_progress("drawing", 1.0)
             figures = draw(name, results)
             seconds = time.perf_counter() - started
-            about = conditions(CPU, job.given.command) | {"budget": job.given.budget}
+            about = conditions(setup.device, job.given.command) | {"budget": job.given.budget}
             content = about | _content(name, setup, results, findings, seconds)
             write_artifacts(out / name, content, figures, experiment.curves(results))
             progress.remove_task(task)

@@ -28,7 +28,7 @@ from benchmarks.challenges.experiment import (
 from benchmarks.challenges.optimizers import OPTIMIZERS
 from benchmarks.challenges.training import mean_losses, train
 from benchmarks.common.data import Digits
-from benchmarks.common.nets import CLASSES, build_net, weights_by_layer
+from benchmarks.common.nets import CLASSES, weights_by_layer
 from benchmarks.common.training import evaluate
 
 BATCH = 128
@@ -105,7 +105,7 @@ def _median(values: Any) -> float:
 def _gradient(setup: Setup, depth: int, seed: int, dtype: str) -> Tensor:
     """The gradient of the first layer's weights at the initialisation."""
     digits = setup.require_digits()
-    net = build_net("sigmoid", depth, setup.sizes.width, seed).to(DTYPES[dtype])
+    net = setup.build_net("sigmoid", depth, setup.sizes.width, seed).to(DTYPES[dtype])
     images = digits.train_images[:BATCH].to(DTYPES[dtype])
     loss = cross_entropy(net(images), digits.train_labels[:BATCH])
     first = next(iter(weights_by_layer(net).values()))
@@ -137,7 +137,7 @@ def _input_spread(digits: Digits) -> Tensor:
     logit_variance = 1 / 12
     variance = CLASSES * (1 - 1 / CLASSES) * logit_variance / CLASSES**2
     spread = (differences.square().sum(0) + variance * images.mean(0).square()).sqrt()
-    return spread[spread > 0]
+    return spread[spread > 0].cpu()
 
 
 def _scale(depth: int, width: int) -> float:
@@ -190,7 +190,7 @@ def _training(setup: Setup, on_progress: OnProgress) -> Results:
 def _train(setup: Setup, depth: int, eps: float, seed: int) -> Results:
     digits, sizes = setup.require_digits(), setup.sizes
     images, labels = digits.train_images[: sizes.images], digits.train_labels[: sizes.images]
-    net = build_net("sigmoid", depth, TRAINED_WIDTH, seed)
+    net = setup.build_net("sigmoid", depth, TRAINED_WIDTH, seed)
     make = partial(OPTIMIZERS["adam"].scratch, eps=eps)
     result = train(
         net, make(net.parameters(), lr=TRAINED_RATE), images, labels, batch_size=BATCH,

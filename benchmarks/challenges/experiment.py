@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.common.data import Digits
+from benchmarks.common.nets import build_net
+
+CPU = torch.device("cpu")
 
 Results = dict[str, Any]  # what facts.json holds
 OnProgress = Callable[[str, float], None]  # the current stage, and the share that is done
@@ -54,10 +57,15 @@ class Setup:
     seed: int = 0
     digits: Digits | None = None
     sizes: Sizes = field(default_factory=Sizes)
+    device: torch.device = CPU  # of digits and nets; test functions are too small for a GPU
 
     def require_digits(self) -> Digits:
         assert self.digits is not None, "the command loads digits for experiments that need them"
         return self.digits
+
+    def build_net(self, *args: Any, **options: Any) -> nn.Module:
+        """A net with the same initial weights on every device."""
+        return build_net(*args, **options).to(self.device)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from benchmarks.challenges.experiment import (
 )
 from benchmarks.challenges.optimizers import OPTIMIZERS
 from benchmarks.challenges.training import train
-from benchmarks.common.nets import build_net
 from benchmarks.common.optimizers import MakeOptimizer
 from benchmarks.common.synthetic import seeded_generator
 from benchmarks.common.test_functions import TEST_FUNCTIONS
@@ -100,7 +99,7 @@ def _train(
         "validation": (digits.train_images[held_out], digits.train_labels[held_out]),
         "test": (digits.test_images, digits.test_labels),
     }
-    net = build_net(NET, DEPTH, setup.sizes.width, seed)
+    net = setup.build_net(NET, DEPTH, setup.sizes.width, seed)
     curve: LearningCurve = {"step": []}
 
     def record(step: int) -> None:

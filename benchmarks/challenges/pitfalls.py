@@ -21,7 +21,6 @@ from benchmarks.challenges.experiment import (
 from benchmarks.challenges.optimizers import CORRECTED, OPTIMIZERS, UNCORRECTED, titles
 from benchmarks.challenges.training import mean_losses, train
 from benchmarks.challenges.trajectories import first_step, minimize, perturbed
-from benchmarks.common.nets import build_net
 from benchmarks.common.optimizers import MakeOptimizer
 from benchmarks.common.test_functions import TEST_FUNCTIONS
 from benchmarks.common.training import LossFunction
@@ -107,7 +106,7 @@ def _losses(
     loss_function: LossFunction = cross_entropy,
 ) -> dict[str, list[float]]:
     digits, sizes = setup.require_digits(), setup.sizes
-    net = build_net(**net_options, seed=setup.seed)
+    net = setup.build_net(**net_options, seed=setup.seed)
     result = train(
         net, make(net.parameters(), lr=lr),
         digits.train_images[: sizes.images], digits.train_labels[: sizes.images],

@@ -22,7 +22,6 @@ from benchmarks.challenges.experiment import (
 from benchmarks.challenges.optimizers import OPTIMIZERS, titles, with_corrected
 from benchmarks.challenges.training import train
 from benchmarks.challenges.trajectories import first_step, minimize
-from benchmarks.common.nets import build_net
 from benchmarks.common.synthetic import seeded_generator
 from benchmarks.common.test_functions import TEST_FUNCTIONS
 
@@ -141,7 +140,7 @@ def _plateau(setup: Setup, on_progress: OnProgress) -> Results:
         steps = []
         for seed in seeds:
             on_progress(f"deep net, batches of {batch}", number / len(batches))
-            net = build_net(**PLATEAU_NET, seed=seed)
+            net = setup.build_net(**PLATEAU_NET, seed=seed)
             result = train(
                 net, optimizer.make_scratch(net.parameters(), optimizer.lr), images, labels,
                 batch_size=batch, steps=setup.sizes.plateau_steps, seed=seed,
@@ -164,7 +163,7 @@ def _gradient_noise(
     setup: Setup, images: Tensor, labels: Tensor, batch: int
 ) -> tuple[float, float]:
     """The squared norm of the full gradient and the variance of a batch's, summed over weights."""
-    net = build_net(**PLATEAU_NET, seed=setup.seed)
+    net = setup.build_net(**PLATEAU_NET, seed=setup.seed)
     weights = [*net.parameters()]
 
     def gradient(chosen: Tensor | slice) -> Tensor:

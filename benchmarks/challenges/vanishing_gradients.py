@@ -16,7 +16,7 @@ from benchmarks.challenges.experiment import Curve, Finding, OnProgress, Results
 from benchmarks.challenges.optimizers import OPTIMIZERS, with_corrected
 from benchmarks.challenges.training import mean_losses, train
 from benchmarks.challenges.trajectories import first_step, minimize
-from benchmarks.common.nets import INITIALISATIONS, WIRINGS, build_net, weights_by_layer
+from benchmarks.common.nets import INITIALISATIONS, WIRINGS, weights_by_layer
 from benchmarks.common.test_functions import TEST_FUNCTIONS
 from benchmarks.common.training import evaluate
 
@@ -101,7 +101,7 @@ def _gradients(setup: Setup, on_progress: OnProgress) -> Results:
         for depth in sizes.depths:
             norms = [
                 _layer_norms(
-                    build_net(activation, depth, sizes.width, seed, initialisation, wiring),
+                    setup.build_net(activation, depth, sizes.width, seed, initialisation, wiring),
                     images, labels,
                 )
                 for seed in range(setup.seed, setup.seed + sizes.seeds)
@@ -137,7 +137,7 @@ def _adam_by_depth(setup: Setup) -> Results:
     lr = OPTIMIZERS["adam"].lr
     results: Results = {"lr": lr, "by_depth": {}}
     for depth in sizes.depths:
-        net = build_net("sigmoid", depth, sizes.width, setup.seed)
+        net = setup.build_net("sigmoid", depth, sizes.width, setup.seed)
         layers = [*weights_by_layer(net).values()]
         before = [w.detach().clone() for w in layers]
         optimizer = OPTIMIZERS["adam"].make_scratch(net.parameters(), lr)
@@ -195,7 +195,7 @@ def _train_remedy(
     digits, sizes = setup.require_digits(), setup.sizes
     images, labels = digits.train_images[: sizes.images], digits.train_labels[: sizes.images]
     steps = sizes.epochs * math.ceil(len(labels) / BATCH)
-    net = build_net(**{"name": "sigmoid", "depth": depth, "width": REMEDY_WIDTH, "seed": seed,
+    net = setup.build_net(**{"name": "sigmoid", "depth": depth, "width": REMEDY_WIDTH, "seed": seed,
                        **changes})  # fmt: skip
     result = train(
         net, OPTIMIZERS[optimizer].make_scratch(net.parameters(), lr), images, labels,

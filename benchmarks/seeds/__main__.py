@@ -13,14 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.common.command import (
     CannotRun,
     Job,
     Parser,
     bars,
     conduct,
+    pick_device,
     run,
     say,
     whole_number,
@@ -31,6 +30,7 @@ from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.options import (
     add_budget,
     add_data,
+    add_device,
     add_names,
     add_out,
     add_seed,
@@ -49,7 +49,6 @@ from benchmarks.common.record import conditions, write_atomically, write_json
 from benchmarks.common.workers import workers
 from benchmarks.seeds.training import BATCH_SIZE, DEPTHS, INPUTS, WIDTH, begin, split, train
 
-CPU = torch.device("cpu")
 PROGRAM = "python -m benchmarks.seeds"
 RESULT, FIGURE = "seeds.json", "seeds.png"
 RATES: Mapping[str, Mapping[str, Sequence[float]]] = {
@@ -112,11 +111,15 @@ def build_parser(budgets: Mapping[str, Sizes] = BUDGETS) -> Parser:
     add_names(parser, "optimizers", OPTIMIZERS)
     for name, of_what in (
         ("seeds", "how many (default: of the budget)"),
-        ("stack", f"seeds that are trained at once (default: {STACK})"),
-        ("workers", "processes that train (default: one for each core; 0: this one trains)"),
+        ("stack", f"seeds that are trained at once (default: {STACK}, on a GPU all)"),
+        (
+            "workers",
+            "processes that train (default: one for each core, on a GPU 0: this one trains)",
+        ),
     ):
         parser.add_argument(f"--{name}", type=whole_number(name), metavar="N", help=of_what)
     add_seed(parser, "the first run; the others follow")
+    add_device(parser)
     add_data(parser)
     add_out(parser)
     return parser
@@ -134,26 +137,28 @@ def _work(budgets: Mapping[str, Sizes], given: Any, job: Job) -> int:
     sizes["seeds"] = given.seeds or sizes["seeds"]
     if sizes["seeds"] < 2:
         raise CannotRun("a comparison needs two --seeds or more")
-    out = job.begin(RESULT)
+    out, device = job.begin(RESULT), pick_device(given.device)
+    on_gpu = device.type == "cuda"  # one process feeds it, with all seeds at once
     images = sizes["train_size"] + sizes["validation_size"]
-    digits = job.load_digits(given.dataset, given.data_dir, CPU, images, sizes["test_size"])
+    digits = job.load_digits(given.dataset, given.data_dir, device, images, sizes["test_size"])
     settings = {
         "budget": given.budget,
         "nets": given.nets or list(ACTIVATIONS),
         "optimizers": optimizers,
         "seed": given.seed,
         **sizes,
-        "stack": given.stack or STACK,
+        "stack": given.stack or (sizes["seeds"] if on_gpu else STACK),
         "depths": DEPTHS,
         "width": WIDTH,
         "inputs": INPUTS,
         "batch_size": BATCH_SIZE,
         "dataset": digits.name,
     }
-    begun = {"settings": settings, **conditions(CPU, given.command), "runs": []}
+    begun = {"settings": settings, **conditions(device, given.command), "runs": []}
     recorded = begin_results(out / RESULT, begun, {"runs": many(shaped(RUNS))}, given.resume)
     job.keep(out, "finished runs")
-    count = (os.cpu_count() or 1) if given.workers is None else given.workers
+    usual = 0 if on_gpu else os.cpu_count() or 1
+    count = usual if given.workers is None else given.workers
     _train_missing(recorded, out / RESULT, count, digits, job)
     _answer(recorded, job)
     write_json(out / RESULT, recorded)

@@ -88,7 +88,8 @@ def train(
         data: by default that which the process began with.
     """
     data = data or _data
-    nets = [build_net(net, DEPTHS[net], WIDTH, seed, inputs=INPUTS) for seed in seeds]
+    device = data.images.device
+    nets = [build_net(net, DEPTHS[net], WIDTH, seed, inputs=INPUTS).to(device) for seed in seeds]
     stacks, _ = stack_module_state(nets)
 
     def score(parameters: dict[str, Tensor], images: Tensor) -> Tensor:

@@ -56,6 +56,11 @@ def theory_of(findings: list[Finding]) -> dict[str, bool | None]:
     return {finding.claim: finding.holds for finding in findings if finding.theory}
 
 
+def test_a_setup_builds_nets_on_its_device() -> None:
+    net = Setup(("sgd",), device=torch.device("meta")).build_net("relu", 2, 8, seed=0)
+    assert {p.device.type for p in net.parameters()} == {"meta"}
+
+
 # Trajectories
 
 

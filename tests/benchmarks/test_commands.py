@@ -289,11 +289,19 @@ PARSERS = {
 def test_the_same_options_have_the_same_names(name: str) -> None:
     parser = PARSERS[name]()
     options = {option for action in parser._actions for option in action.option_strings}
-    assert options >= {"--budget", "--out", "--resume", "--record", "--help"}
+    assert options >= {"--budget", "--device", "--out", "--resume", "--record", "--help"}
     assert parser.prog == f"python -m benchmarks.{name}"
     assert argparse.SUPPRESS not in parser.format_help()
     for old in ("quick", "foreach", "engines", "implementations"):
         assert f"--{old}" not in options
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_computed(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(lambda: command.run(tmp_path / "out", "--device", "cuda"), capsys)
+    assert "--device cuda: torch finds no CUDA device here" in said
 
 
 @pytest.mark.parametrize(
