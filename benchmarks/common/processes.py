@@ -25,15 +25,27 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def lacks_gpus() -> bool:
+    """Whether processes would have to share this machine's GPUs, which NCCL refuses."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count()
+
+
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the process group, and leave it at the end."""
+    """Join the process group, and leave it at the end.
+
+    Each process of a machine has a GPU of its own as torch's current one. Tensors on a GPU travel
+    by NCCL, those on a CPU by Gloo.
+    """
     if count() == 1:
         yield
         return
+    backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # There may be more processes than GPUs if they train on the CPU: see `lacks_gpus`.
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend)
     try:
         yield
     finally:

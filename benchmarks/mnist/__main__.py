@@ -63,6 +63,8 @@ def _lead(given: argparse.Namespace, job: Job) -> int:
                 f"--batch-size {batch} cannot be shared out evenly to {processes.count()} processes"
             )
         device = pick_device(content["settings"]["device"])
+        if device.type == "cuda" and processes.lacks_gpus():
+            raise CannotRun("each process needs a GPU: start fewer, or add --device cpu")
         content["settings"]["device"] = device.type
         content["settings"]["capture"] = _is_captured(content["settings"]["capture"], device)
         digits = _load(content, device, job)

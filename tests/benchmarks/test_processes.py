@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.common import processes
 from benchmarks.common.record import read_json
+from benchmarks.mnist.__main__ import main
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +52,48 @@ def test_a_batch_is_shared_out_evenly_or_seen_by_all(monkeypatch: pytest.MonkeyP
                 processes.local_batch(torch.arange(images)).tolist()
             )
     assert parts == {6: [[0, 1], [2, 3], [4, 5]], 7: [list(range(7))] * 3, 1: [[0]] * 3}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "backend", "current"),
+    [(0, "gloo", []), (2, "cpu:gloo,cuda:nccl", [1]), (4, "cpu:gloo,cuda:nccl", [3])],
+)
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(
+    gpus: int, backend: str, current: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last process of two machines with four processes each.
+    for name, value in {"WORLD_SIZE": "8", "RANK": "7", "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    devices: list[int] = []
+    groups: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", devices.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", groups.append)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", groups.clear)
+    with processes.joined():
+        assert (groups, devices) == ([backend], current)
+    assert not groups, "it was left"
+
+
+@pytest.mark.parametrize(("here", "lacks"), [(None, False), ("2", False), ("3", True)])
+def test_processes_do_not_share_a_gpu(
+    here: str | None, lacks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if here is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+    assert processes.lacks_gpus() == lacks
+
+
+def test_a_job_on_a_gpu_is_refused_where_processes_lack_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(processes, "lacks_gpus", lambda: True)
+    with pytest.raises(SystemExit):
+        main([*JOB[2:], "--device", "cuda", "--out", str(tmp_path / "job")])
+    assert "each process needs a GPU" in capsys.readouterr().err
 
 
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
