@@ -165,6 +165,7 @@ def in_docs(page: Path) -> str:
     return page.relative_to(DOCS).with_suffix("").as_posix()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [p for p in PAGES if examples(p)], ids=in_docs)
 def test_examples_run_and_print_what_the_page_shows(
     page: Path, capsys: pytest.CaptureFixture[str]

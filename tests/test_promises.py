@@ -148,6 +148,7 @@ def tensors_in(nested: Any) -> list[torch.Tensor]:
     return [t for t in flat if isinstance(t, torch.Tensor)]
 
 
+@pytest.mark.slow
 @loop_and_foreach
 @each_richest
 def test_temporaries_stay_small_whatever_the_models_size(case: Case, foreach: bool) -> None:
@@ -283,6 +284,7 @@ def test_importing_the_package_imports_no_kernels() -> None:
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_training_step_imports_no_compiler_of_torchs(fused: bool) -> None:
     # Its import takes longer than the first steps of training.

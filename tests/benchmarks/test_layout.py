@@ -61,6 +61,7 @@ def test_the_package_does_not_import_the_benchmarks() -> None:
         assert not any(name.startswith("benchmarks") for name in imported(path)), path
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_that_takes_long() -> None:
     """A parser needs torch alone, which all commands import."""
     code = f"""

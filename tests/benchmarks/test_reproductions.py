@@ -34,6 +34,8 @@ from benchmarks.reproductions.running import RESULT, Experiment, run_cases
 from tests.benchmarks.files import read
 from torch_scratch_optim import ScratchSGD
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Settings] = {
     "quadratic_sgd": {"seeds": 2},
     "quadratic_momentum": {"seeds": 2},

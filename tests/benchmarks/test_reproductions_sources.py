@@ -39,6 +39,8 @@ from benchmarks.reproductions.nets import (
 from benchmarks.reproductions.training import epochs_of, sigmoid_cross_entropy
 from torch_scratch_optim import ScratchOptimizer, ScratchSGD
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("initialise", "deviation", "largest", "bias"),

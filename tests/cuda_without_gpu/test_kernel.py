@@ -36,6 +36,8 @@ from .common import (
 from .exact import assert_same_state, run_exactly, step_exactly
 from .on_cpu import Cuda, CUresult
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("version", [12_000, 12_010], ids=["4 KB", "32 KB"])
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from .exact import FORMULAS, Exact, assert_same, fma
 from .on_cpu import DEVICE, Cuda, CUresult
 from .operations import CALLS, INEXACT, NUMBERS_FOR_CALLS, ZEROS, all_operations, operands
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_exact_fma_is_the_fraction_rounded_once() -> None:
     generator = random.Random(0)

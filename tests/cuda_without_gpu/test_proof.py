@@ -21,6 +21,8 @@ from .common import HALF, PROVED, cuda_kernel, dense, give_gradients, signature_
 from .exact import loop_exactly
 from .on_cpu import Cuda
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", PROVED, ids=str)

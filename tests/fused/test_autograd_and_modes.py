@@ -28,6 +28,8 @@ from ..cases import (
 from ..ieee import assert_step, differing
 from .common import KINDS, give, state_of, steps, tensors, values
 
+pytestmark = pytest.mark.slow
+
 
 @each_richest
 def test_fused_raises_versions_of_what_it_writes(case: Case) -> None:

@@ -31,6 +31,8 @@ from ..cases import (
 from ..ieee import assert_step
 from .common import FEW, KINDS, SIZES, errors, give, state_of, steps, tensors, values
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("case", "dtype"),
