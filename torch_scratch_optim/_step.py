@@ -70,7 +70,8 @@ def _prepare(
             params.append(p)
             grads.append(g)
     if group.get("capturable"):
-        if "capturable" in optimizer.defaults:  # else torch ignores it
+        # Of other optimizers torch ignores it, or its compiler sets it.
+        if "capturable" in optimizer.defaults:
             check_capturable(group, params, optimizer.state)
     elif optimizer.counts_steps and is_capturing():
         raise RuntimeError(

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 
 from benchmarks.common.optimizers import OPTIMIZERS as SIX
+from benchmarks.common.variants import AdamUncorrected
 from torch_scratch_optim import ScratchAdam
 
 CORRECTED, UNCORRECTED = "rmsprop_corrected", "adam_uncorrected"
-
-
-class UncorrectedAdam(ScratchAdam):
-    def scalars(self, t: Any, group: dict[str, Any]) -> dict[str, Any]:
-        return super().scalars(math.inf, group)  # βᵗ = 0: nothing is left to correct
-
 
 # RMSProp with bias correction is Adam with β₁ = 0 and β₂ = α.
 OPTIMIZERS = SIX | {
@@ -30,7 +23,7 @@ OPTIMIZERS = SIX | {
         reference=partial(torch.optim.Adam, betas=(0.0, 0.99)),
     ),
     UNCORRECTED: replace(
-        SIX["adam"], title="Adam without bias correction", scratch=UncorrectedAdam
+        SIX["adam"], title="Adam without bias correction", scratch=AdamUncorrected
     ),
 }
 

@@ -1,10 +1,11 @@
 """Optimizers that elsewhere go by the same names: what a real difference looks like.
 
-Each is one of ours with another rule; options, state and engines stay.
+Each is one of ours with another rule or other scalars; options, state and engines stay.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from benchmarks.common.option_cases import Options
@@ -124,6 +125,13 @@ class AdamEpsInside(ScratchAdam):
 
 class AdamWEpsInside(ScratchAdamW):
     rule = staticmethod(adam_eps_inside)
+
+
+class AdamUncorrected(ScratchAdam):
+    """Adam without bias correction: θ ← θ − γ m / (√v + ε)."""
+
+    def scalars(self, t: Any, group: dict[str, Any]) -> dict[str, Any]:
+        return super().scalars(math.inf, group)  # βᵗ = 0: nothing is left to correct
 
 
 class SGDAveraging(ScratchSGD):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.common.variants import AdaGradEpsInside, AdamEpsInside, AdamUncorrected
 from torch_scratch_optim import (
     ScratchAdaGrad,
     ScratchAdam,
@@ -20,34 +21,6 @@ from torch_scratch_optim import (
 Group = dict[str, Any]
 Optimizer = type[ScratchOptimizer]
 Replacement = Mapping[Optimizer, Optimizer]  # of right classes by wrong ones
-
-
-class AdamEpsilonInside(ScratchAdam):
-    """θ ← θ − γ m̂ / √(v̂ + ε)"""
-
-    @staticmethod
-    def rule(p, g, m, v, *, step_size, beta1, beta2, bias_correction2_sqrt, eps, decay_factor):  # type: ignore[no-untyped-def, override]
-        m.lerp_(g, 1 - beta1)
-        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        denom = v.div(bias_correction2_sqrt**2).add_(eps).sqrt_()
-        p.addcdiv_(m, denom, value=-step_size)
-
-
-class AdamUncorrected(ScratchAdam):
-    """θ ← θ − γ m / (√v + ε)"""
-
-    def scalars(self, t: Any, group: Group) -> dict[str, Any]:
-        uncorrected = {"step_size": group["lr"], "bias_correction2_sqrt": 1.0}
-        return super().scalars(t, group) | uncorrected
-
-
-class AdaGradEpsilonInside(ScratchAdaGrad):
-    """θ ← θ − γ g / √(s + ε)"""
-
-    @staticmethod
-    def rule(p, g, s, *, step_size, eps):  # type: ignore[no-untyped-def]
-        s.addcmul_(g, g)
-        p.addcdiv_(g, s.add(eps).sqrt_(), value=-step_size)
 
 
 def with_options(optimizer: Optimizer, change: Callable[[Group], Group]) -> Optimizer:
@@ -101,7 +74,7 @@ def lower_momentum(group: Group) -> Group:
 
 ALL: tuple[Optimizer, ...] = (ScratchSGD, ScratchMomentum, ScratchAdaGrad, ScratchAdam)
 WRONG: dict[str, Replacement] = {
-    "ε inside the root": {ScratchAdam: AdamEpsilonInside, ScratchAdaGrad: AdaGradEpsilonInside},
+    "ε inside the root": {ScratchAdam: AdamEpsInside, ScratchAdaGrad: AdaGradEpsInside},
     "no bias correction": {ScratchAdam: AdamUncorrected},
     "momentum 0.1 lower": {
         ScratchAdam: with_options(ScratchAdam, lower_momentum),
