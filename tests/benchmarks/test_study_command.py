@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -85,9 +86,12 @@ def test_a_finished_study_runs_nothing_again(
         (("--search-spaces", "lr", "all"), "add --samples"),
         (("--batch-size", "1000"), "--batch-size 1000 is more than the 200"),
         (("--train-size", "5"), "--train-size 5 leaves no image"),
-        (("--scheduler", "nonsense"), "--scheduler nonsense"),
+        pytest.param(
+            ("--scheduler", "nonsense"), "--scheduler nonsense",
+            marks=pytest.mark.skipif(find_spec("distributed") is None, reason="needs '.[cluster]'"),
+        ),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_one_line_and_leaves_nothing_behind(
     arguments: tuple[str, ...], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
