@@ -204,6 +204,9 @@ PRIVATE = {
     "torch._C._functorch.peek_interpreter_stack": "whether tensors are those of a transform",
     "torch._C._dynamo.guards.TensorGuards": "whether tensors are as they were",
     "torch.optim.optimizer._get_capturable_supported_devices": "torch's own list",
+    "torch.optim.optimizer._global_optimizer_pre_hooks": "hooks of every optimizer",
+    "torch.optim.optimizer._global_optimizer_post_hooks": "those after a step",
+    "torch._C._autograd._profiler_enabled": "whether somebody wants to see a step by name",
     "torch.nn.modules.batchnorm._NormBase": "what all batch norms have in common",
 }
 

@@ -16,6 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 import torch_scratch_optim as scratch
 from torch_scratch_optim import ScratchAdam, ScratchOptimizer, ScratchSGD, engines
@@ -72,10 +76,38 @@ def test_step_runs_hooks_around_itself(case: Case) -> None:
     assert seen[0][1] != seen[1][1]
 
 
+REGISTER: dict[str, Callable[[ScratchSGD, Callable[..., Any]], Any]] = {
+    "before": lambda own, hook: own.register_step_pre_hook(hook),
+    "after": lambda own, hook: own.register_step_post_hook(hook),
+    "before all": lambda own, hook: register_optimizer_step_pre_hook(hook),
+    "after all": lambda own, hook: register_optimizer_step_post_hook(hook),
+}
+
+
+@pytest.mark.parametrize("kind", REGISTER)
+def test_step_hook_runs_from_its_registration_to_its_removal(kind: str) -> None:
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    ours, calls = ScratchSGD([p]), []
+    ours.step()
+    handle = REGISTER[kind](ours, lambda *given: calls.append(given))
+    ours.step()
+    handle.remove()
+    ours.step()
+    assert calls == [(ours, (ours,), {})]
+
+
+def test_step_pre_hook_may_give_a_closure() -> None:
+    ours = ScratchSGD([nn.Parameter(torch.ones(3))])
+    ours.register_step_pre_hook(lambda own, args, kwargs: ((own, lambda: 7.0), {}))
+    assert ours.step() == 7.0
+
+
+@pytest.mark.parametrize("kineto", [False, True])
 @each_optimizer
-def test_step_is_seen_by_profilers_by_name(case: Case) -> None:
+def test_step_is_seen_by_profilers_by_name(case: Case, kineto: bool) -> None:
     ours = case.ours(parameters())
-    with torch.autograd.profiler.profile(use_kineto=False) as profile:
+    with torch.autograd.profiler.profile(use_kineto=kineto) as profile:
         next(train(ours, steps=range(1)))
     assert f"Optimizer.step#{type(ours).__name__}.step" in {e.name for e in profile.function_events}
 

@@ -28,7 +28,6 @@ if sys.platform == "darwin":
     FLAGS += " -undefined dynamic_lookup"  # the runtime of threads is torch's
 # For the machine at hand; the first that gives a library with fused multiply-adds.
 MACHINES = ("-march=native", "-mcpu=native", "-mavx2 -mfma -mf16c")
-GRAIN = 2**15  # elements for which it pays to take another thread, as in torch's own kernels
 PREAMBLE = """
 #include <algorithm>
 #include <cmath>
@@ -98,7 +97,7 @@ class CppKernel:
         Returns:
             Whether they were moved: not if memory overlaps or is missing, or numbers overflow.
         """
-        threads = 1 if _forked else min(torch.get_num_threads(), -(-sum(sizes) // GRAIN))
+        threads = 1 if _forked else torch.get_num_threads()
         tables = [table.buffer_info()[0] for table in (sizes, pointers, numbers)]
         counted = steps.buffer_info()[0] if steps else None
         return not self._run(len(sizes), *tables, stride, counted, threads)

@@ -166,7 +166,7 @@ class _Move:
     def __init__(self, kernel: Kernel, table: Table, values: list[float], by_loop: Update) -> None:
         self.kernel, self.by_loop = kernel, by_loop
         self.table = table  # whose memory is to stay where it is
-        self.sizes = array("q", table.sizes)
+        self.sizes = sizes if isinstance(sizes := table.sizes, array) else array("q", sizes)
         addresses = [map(Tensor.data_ptr, column) for column in table.columns.values()]
         self.pointers = array("q", chain.from_iterable(addresses))
         if 0 in self.pointers:

@@ -8,7 +8,6 @@ rows into batches without changing one bit of the result.
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce, update_wrapper
@@ -121,43 +120,10 @@ def loop(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:
 
 
 def _loop(rule: Callable[..., None], table: Table, scalars: Sequence[Scalars]) -> None:
-    call, columns = by_position(rule, table.columns, scalars[0])
     each = repeat(scalars[0]) if len(scalars) == 1 else scalars
-    for i, (size, own, *row) in enumerate(zip(table.sizes, each, *columns, strict=False)):
-        if size <= CPU_BLOCK:
-            call(*row, **own)
-        else:
-            for block in split_into_blocks(
-                {symbol: column[i] for symbol, column in table.columns.items()}
-            ):
-                rule(**block, **own)
-
-
-def by_position(
-    rule: Callable[..., None], columns: dict[str, list[Tensor]], scalars: Scalars
-) -> tuple[Callable[..., None], list[Iterable[Tensor | None]]]:
-    """A rule, and its tensors in the order of its parameters: Python passes arguments faster by
-    position than by name.
-
-    Absent tensors are None. A rule whose tensors are keyword-only gets them by name.
-    """
-    names = positional(getattr(rule, "__wrapped__", rule))
-    if names[: len(columns)] == list(columns):  # as in most rules; what follows has defaults
-        return rule, list(columns.values())
-    names = names[: max(map(names.index, columns.keys() & names)) + 1]
-    if columns.keys() <= set(names) and scalars.keys().isdisjoint(names):
-        return rule, [columns.get(name) or repeat(None) for name in names]
-    return lambda *row, **own: rule(**dict(zip(columns, row, strict=True)), **own), [
-        *columns.values()
-    ]
-
-
-def positional(rule: Callable[..., None]) -> list[str]:
-    """The names of a rule's positional parameters."""
-    if inspect.isfunction(rule):  # as it costs a step less
-        return list(rule.__code__.co_varnames[: rule.__code__.co_argcount])
-    parameters = inspect.signature(rule).parameters.values()
-    return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    for size, own, row in zip(table.sizes, each, table.rows(), strict=False):
+        for block in (row,) if size <= CPU_BLOCK else split_into_blocks(row):
+            rule(**block, **own)
 
 
 def foreach(rule: Callable[..., None], table: Table, scalars: Scalars) -> None:

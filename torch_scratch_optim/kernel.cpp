@@ -9,6 +9,8 @@ int omp_get_thread_num() __attribute__((weak));
 int omp_get_num_threads() __attribute__((weak));
 }
 
+const int64_t GRAIN = 1 << 15;  // elements for which it pays to take another thread, as in torch's own kernels
+
 struct Rows {
   int64_t count;
   const int64_t* sizes;        // the elements of each row
@@ -90,6 +92,7 @@ extern "C" int run(int64_t count, const int64_t* sizes, const int64_t* pointers,
   for (int64_t k = 0; k < (stride ? count * stride : NUMBERS); ++k)
     if (fabs(numbers[k]) > 3.4028234663852886e38 && !isinf(numbers[k])) return 1;
   if (overlap(rows)) return 1;
+  threads = std::min(int64_t(threads), (rows.total + GRAIN - 1) / GRAIN);
   if (threads > 1 && GOMP_parallel && omp_get_thread_num && omp_get_num_threads)
     GOMP_parallel(share, &rows, threads, 0);
   else

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT, StateDict
+from torch.optim.optimizer import (
+    ParamsT,
+    StateDict,
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+)
 
 from ._checkpoints import check_state_dict
 from ._options import Group, check_contradictions, check_flags, check_numbers, meant_by
@@ -134,6 +139,28 @@ class ScratchOptimizer(torch.optim.Optimizer):
         with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
             take_step(self)
         return loss
+
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """Let ``step`` call hooks and name itself to profilers, as in torch.
+
+        In torch that takes some 30 µs. Here it takes less where there are no hooks and no profiler.
+        """
+        hooked = torch.optim.Optimizer.profile_hook_step(func)
+
+        @wraps(func)
+        def step(self: ScratchOptimizer, *args: Any, **kwargs: Any) -> Any:
+            is_plain = not (
+                torch.compiler.is_compiling()
+                or torch._C._autograd._profiler_enabled()
+                or _global_optimizer_pre_hooks
+                or _global_optimizer_post_hooks
+                or self._optimizer_step_pre_hooks
+                or self._optimizer_step_post_hooks
+            )
+            return func(self, *args, **kwargs) if is_plain else hooked(self, *args, **kwargs)
+
+        return step
 
     def engine(self, group: Group) -> Engine | None:
         """An engine of one's own for a group; None leaves it to the group's options."""
