@@ -195,7 +195,7 @@ ADAM = Case(
     },
     measure=partial(measure, Setting(ScratchAdam, 6.3095734448e-4), turning=True),
     optimizers=(ScratchAdam,),
-    wrong={"standard": EARLY_WRONG, "full": {"seeds": SEEDS[:1], "epochs": EPOCHS}},
+    wrong={"standard": EARLY_WRONG, "full": {"seeds": SEEDS[:1], "epochs": LATEST_98}},
     one_thread=False,
 )
 MOMENTUM = Case(
