@@ -78,14 +78,12 @@ def test_step_times_are_as_the_readme_says() -> None:
     recorded = json.loads((ROOT / "benchmarks/results/step_time/step_time.json").read_text())
     groups = report.groups_of(recorded)
     assert {group.optimizer for group in groups} >= {"sgd", "momentum", "rmsprop", "adam"}
-    by_default: dict[str, list[bool]] = {"sgd": [], "momentum": []}
     for group in groups:
-        if group.optimizer in by_default:
-            by_default[group.optimizer].append(group.ratio("default", "default") > 1)
-        else:
+        if group.optimizer != "momentum":
             most = 0.5 if group.optimizer == "rmsprop" else 1 + report.EQUAL
             assert group.ratio_of_bests() <= most, group
-    assert all(sum(slower) > len(slower) / 2 for slower in by_default.values())
+    sgd = [group.ratio("default", "default") for group in groups if group.optimizer == "sgd"]
+    assert sum(ratio > 1 + report.EQUAL for ratio in sgd) > len(sgd) / 2
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
