@@ -23,7 +23,7 @@ from benchmarks.mnist.report import EXPLANATION as MNIST
 from benchmarks.mnist.report import Pair, markdown_table
 from benchmarks.reproductions.cases import CASES
 from benchmarks.reproductions.table import EXPLANATION as REPRODUCTIONS
-from benchmarks.reproductions.table import markdown_tables, with_missing
+from benchmarks.reproductions.table import markdown_tables, summary_of_checks, with_cases
 from benchmarks.reproductions.table import summary as summary_of_cases
 from benchmarks.seeds.report import markdown_text as seeds_text
 from benchmarks.step_time.report import EXPLANATION as STEP_TIMES
@@ -139,13 +139,13 @@ def study_table() -> str:
 
 def reproductions_table() -> str:
     recorded = read_json(RESULTS / "reproductions" / "reproductions.json")
-    results = with_missing(recorded["cases"], CASES)
+    results = with_cases(recorded["cases"], CASES)
     return "\n\n".join(
         [
             provenance(recorded, "python -m benchmarks.reproductions"),
-            f"{summary_of_cases(results)}.",
-            markdown_tables(results),
+            f"{summary_of_cases(results)}. {summary_of_checks(results)}.",
             REPRODUCTIONS,
+            markdown_tables(results),
         ]
     )
 

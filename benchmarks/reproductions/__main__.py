@@ -23,7 +23,12 @@ from benchmarks.common.command import (
 from benchmarks.common.options import add_budget, add_data_dir, add_device, add_out
 from benchmarks.reproductions.cases import CASES
 from benchmarks.reproductions.running import RESULT, Experiment, load_mnist, read_cases, run_cases
-from benchmarks.reproductions.table import summary, terminal_table
+from benchmarks.reproductions.table import (
+    summary,
+    summary_of_checks,
+    terminal_table,
+    with_cases,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,9 +98,10 @@ def _work(given: argparse.Namespace, job: Job) -> int:
             names, out, given.data_dir, _Reporter(progress, console), budget=given.budget,
             device=device, digits=digits, try_wrong=given.wrong, command=given.command,
         )  # fmt: skip
+    results = with_cases(results, {name: CASES[name] for name in names})
     for result in results:
         console.print(terminal_table(result))
-    say(console, f"{summary(results)}.")
+    say(console, f"{summary(results)}. {summary_of_checks(results)}.")
     job.end(out, RESULT, recorded=(RESULT,))
     return 0
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from benchmarks.common.markdown import plain
 from benchmarks.common.markdown import table as markdown
 from benchmarks.reproductions.case import DIFFERS, NOT_RUN, REPRODUCED, Case
+from benchmarks.reproductions.wrong import NEVER_TRAINED
 
 CaseResult = dict[str, Any]  # one case as reproductions.json has it
 # The tolerance, a sentence, comes last: a page is narrow.
@@ -20,14 +21,27 @@ HEADINGS = ("quantity", "published", "ours", "verdict", "rejects", "seeds", "tol
 NUMBERS = ("published", "ours", "seeds")
 LEFT_OUT = ("tolerance", "seeds")  # in the terminal, as is the range of seeds: it is narrow
 
-NO_CHECK = "no check of an optimizer"
+# What a reproduced figure rejects, as the summary counts it.
+OF_OPTIMIZER = "a wrong optimizer that trains"
+OF_TRAINING = "only a net that is never trained"
+OF_NET = "nothing"
+UNTRIED = "not tried"
+UNTRAINED = "nothing is trained"
+
+NO_OPTIMIZER = "checks the net and the data, not the optimizer"
 EXPLANATION = (
-    "Ours is the median where there are several seeds, in brackets their range (of Nielsen's "
-    "gradients the middle 95 %); seeds: of the published figure / of ours. "
-    "**Rejects**: the wrong optimizers whose figure is outside the tolerance, and how many were "
-    "tried. A row that rejects none of them checks the net, the data and the loss, but no "
-    "optimizer. Wrong optimizers are run in a part of an experiment; some figures that come late "
-    "in a long training are not tried."
+    "* **ours**: the median where there are several seeds, in brackets their range (of Nielsen's "
+    "gradients the middle 95 %).\n"
+    "* **verdict**: a figure is reproduced if ours agrees with the published one up to the "
+    "tolerance in the last column. A figure that differs says what is known about it, one that was "
+    "not run says which budget runs it.\n"
+    "* **rejects**: the wrong optimizers with which the row would fail, and how many were tried. "
+    "Each takes the place of the right one in the same experiment or a shorter one, and is "
+    "rejected if the same tolerance calls its figure different.\n"
+    "* A row that rejects nothing checks the net and the data, not the optimizer. One that rejects "
+    f"only the net that is {NEVER_TRAINED} shows that the optimizer trains, not that its formula "
+    "is right.\n"
+    "* **seeds**: of the published figure / of ours."
 )
 
 
@@ -39,17 +53,21 @@ def terminal_table(result: CaseResult) -> Table:
             right, text = heading in NUMBERS, heading in ("quantity", "rejects")
             table.add_column(heading, justify="right" if right else "left", ratio=int(text) or None)
     for row in result["rows"]:
-        shown = zip(HEADINGS, cells(row | {"our_spread": None}), strict=True)
+        shown = zip(HEADINGS, cells(row | {"our_spread": None}, result), strict=True)
         table.add_row(*(Text(cell) for heading, cell in shown if heading not in LEFT_OUT))
     return table
 
 
-def with_missing(results: Sequence[CaseResult], cases: Mapping[str, Case]) -> list[CaseResult]:
-    """A result for each case, with its note; of a case that has none the figures are not run."""
+def with_cases(results: Sequence[CaseResult], cases: Mapping[str, Case]) -> list[CaseResult]:
+    """A result for each case, with its note and the names of the wrong optimizers for it.
+
+    Of a case that has no result the figures are not run.
+    """
     by_name = {result["case"]: result for result in results}
     return [
-        by_name.get(name, {"title": case.title, "source": case.source, "rows": case.rows({})})
-        | {"note": case.note}
+        {"title": case.title, "source": case.source, "rows": case.rows({}), "wrong": {}}
+        | by_name.get(name, {})
+        | {"note": case.note, "wrong_names": case.wrong_names()}
         for name, case in cases.items()
     ]
 
@@ -57,9 +75,9 @@ def with_missing(results: Sequence[CaseResult], cases: Mapping[str, Case]) -> li
 def markdown_tables(results: Sequence[CaseResult]) -> str:
     blocks = []
     for result in results:
-        lines = [list(map(plain, cells(row))) for row in result["rows"]]
+        lines = [list(map(plain, cells(row, result))) for row in result["rows"]]
         blocks += [f"**{plain(result['title'])}**", f"{plain(result['source'])}."]
-        blocks += [plain(result["note"])] * bool(result["note"])
+        blocks += [plain(text) for text in (result["note"], how_it_was_run(result)) if text]
         blocks.append(markdown([list(HEADINGS), *lines], texts=len(HEADINGS)))
     return "\n\n".join(blocks)
 
@@ -74,8 +92,38 @@ def summary(results: Sequence[CaseResult]) -> str:
     )
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row as texts, under `HEADINGS`."""
+def summary_of_checks(results: Sequence[CaseResult]) -> str:
+    """How many of the reproduced figures reject what."""
+    rows = [row for result in results for row in result["rows"] if row["verdict"] == REPRODUCED]
+    kinds = Counter(map(kind_of_check, rows))
+    reject, others = (
+        ", ".join(f"{kind} ({kinds[kind]})" for kind in group)
+        for group in ((OF_OPTIMIZER, OF_TRAINING, OF_NET), (UNTRIED, UNTRAINED))
+    )
+    return f"What the reproduced figures reject: {reject}; {others}"
+
+
+def how_it_was_run(result: CaseResult) -> str:
+    """The settings of a case and of the wrong optimizers; no text, if nothing was run."""
+    if all(row["verdict"] == NOT_RUN for row in result["rows"]):
+        return ""
+    wrong = dict.fromkeys(map(_settings, result["wrong"].values()))
+    text = f"Run with {_settings(result['settings'])}"
+    return f"{text}; wrong optimizers with {' or '.join(wrong)}." if wrong else f"{text}."
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    """For instance: --budget standard (seeds 0, 1; epochs 5)."""
+    shown = "; ".join(
+        f"{name.replace('_', ' ')} {str(value).strip('[]')}"
+        for name, value in settings.items()
+        if name not in ("budget", "dataset")
+    )
+    return f"--budget {settings['budget']}" + (f" ({shown})" if shown else "")
+
+
+def cells(row: Mapping[str, Any], result: CaseResult) -> list[str]:
+    """A row of a case's result as texts, under `HEADINGS`."""
     verdict = row["verdict"]
     if verdict != REPRODUCED:
         verdict += f": {row['note']}"
@@ -83,19 +131,47 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     if row["our_spread"] is not None and row["seeds"][1] > 1:
         ours += f" ({_text(row['our_spread'])})"
     return [
-        row["quantity"], _text(row["published"]), ours, verdict,
-        rejected(row["wrong"]) if row["verdict"] != DIFFERS else "the right optimizer, too",
+        row["quantity"], _text(row["published"]), ours, verdict, rejected(row, result),
         " / ".join(map(str, row["seeds"])), row["tolerance"],
     ]  # fmt: skip
 
 
-def rejected(wrong: Mapping[str, Mapping[str, Any]] | None) -> str:
-    """For instance: learning rate × 1.5, never trained (2 of 4)."""
-    if not wrong:
-        return "not tried" if wrong is not None else "no optimizer runs"
+def kind_of_check(row: Mapping[str, Any]) -> str:
+    """What a figure that is reproduced is a check of."""
+    wrong: Mapping[str, Mapping[str, Any]] | None = row["wrong"]
+    if wrong is None:
+        return UNTRAINED
+    names = {name for name, tried in wrong.items() if tried["rejected"]}
+    if names - {NEVER_TRAINED}:
+        return OF_OPTIMIZER
+    return OF_TRAINING if names else OF_NET if wrong else UNTRIED
+
+
+def rejected(row: Mapping[str, Any], result: CaseResult) -> str:
+    """The wrong optimizers with which a row fails, or what it is a check of.
+
+    For instance: learning rate × 1.5, never trained (2 of 4).
+    """
+    if row["verdict"] == NOT_RUN:
+        return "–"
+    if row["verdict"] == DIFFERS:
+        return "the right optimizer, too"
+    kind, wrong = kind_of_check(row), row["wrong"]
+    if kind == UNTRAINED:
+        return f"{UNTRAINED}: {NO_OPTIMIZER}"
+    if kind == UNTRIED:
+        why = "longer than wrong optimizers are run" if result["wrong"] else "none was run here"
+        return f"{UNTRIED}: {why}"
     names = [name for name, tried in wrong.items() if tried["rejected"]]
-    count = f"({len(names)} of {len(wrong)})"
-    return f"{', '.join(names)} {count}" if names else f"{NO_CHECK} {count}"
+    left = len(set(result["wrong_names"]) - set(wrong))
+    count = f"({len(names)} of {len(wrong)}{f', {left} not tried' * bool(left)})"
+    text = f"{', '.join(names) or 'nothing'} {count}"
+    if kind == OF_NET:
+        return f"{text}: {NO_OPTIMIZER}" if not left else f"{text}: no check of the optimizer yet"
+    if kind == OF_TRAINING:
+        return f"{text}: checks that it trains, not by which formula"
+    passes = NEVER_TRAINED in wrong and NEVER_TRAINED not in names
+    return text + f"; a net that is {NEVER_TRAINED} passes" * passes
 
 
 def _text(value: float | str | Sequence[float] | None) -> str:

@@ -72,6 +72,7 @@ def lower_momentum(group: Group) -> Group:
     return {"betas": (beta1 - 0.1, beta2)}
 
 
+NEVER_TRAINED = "never trained"  # the weakest of all: what passes with it is no training
 ALL: tuple[Optimizer, ...] = (ScratchSGD, ScratchMomentum, ScratchAdaGrad, ScratchAdam)
 WRONG: dict[str, Replacement] = {
     "ε inside the root": {ScratchAdam: AdamEpsInside, ScratchAdaGrad: AdaGradEpsInside},
@@ -95,7 +96,7 @@ WRONG: dict[str, Replacement] = {
     "learning rate × 1.5": {
         right: with_options(right, lambda group: {"lr": 1.5 * group["lr"]}) for right in ALL
     },
-    "never trained": {right: without(right, "lr") for right in ALL},
+    NEVER_TRAINED: {right: without(right, "lr") for right in ALL},
 }
 OF_DECAY = ("decay after the step", "no weight decay")
 

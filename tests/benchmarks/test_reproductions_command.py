@@ -45,6 +45,7 @@ def test_the_command_runs_and_shows_every_case(
     shown = capsys.readouterr().out
     assert "[2/2] A case: " in shown
     assert "2 of 4 figures reproduced, 0 differ, 2 not run." in shown
+    assert "nothing is trained (2).\n" in shown
     assert command.main([*arguments, "--resume"]) == 0
     calls, _ = small_table
     assert len(calls) == 2
