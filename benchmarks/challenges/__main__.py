@@ -93,11 +93,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "gallery": Experiment("Gallery", gallery.measure, gallery.findings, needs_digits=False),
 }  # fmt: skip
 ALL = "all"
-DEFAULT_EXPERIMENTS = [name for name in EXPERIMENTS if name != "gallery"]
 EXAMPLES = f"""examples:
   {PROGRAM}
   {PROGRAM} saddle_points --optimizers sgd adam
-  {PROGRAM} local_minima --gallery --out figures
+  {PROGRAM} local_minima gallery --out figures
 """
 
 
@@ -111,14 +110,9 @@ def build_parser() -> Parser:
     parser.add_argument(
         "experiments",
         nargs="*",
-        type=name_among([*DEFAULT_EXPERIMENTS, ALL]),
+        type=name_among([*EXPERIMENTS, ALL]),
         metavar="EXPERIMENT",
-        help=f"any of: {', '.join(DEFAULT_EXPERIMENTS)}, {ALL} (default: {ALL})",
-    )
-    parser.add_argument(
-        "--gallery",
-        action="store_true",
-        help="run all optimizers on all test functions as well",
+        help=f"any of: {', '.join(EXPERIMENTS)}, {ALL} (default: {ALL})",
     )
     add_names(parser, "optimizers", OPTIMIZERS, " ".join(DEFAULT_NAMES))
     add_seed(parser, "weights, batches and noise")
@@ -152,16 +146,14 @@ def _work(given: argparse.Namespace, job: Job, sizes: Sizes | None) -> int:
     wrong = [f for findings in finished.values() for f in findings if f.theory and not f.holds]
     for finding in wrong:
         say(console, f"Not as computed: {finding.claim}: {finding.measured}")
-    recorded = [f"{name}/*.{ending}" for name in DEFAULT_EXPERIMENTS for ending in ("json", "png")]
+    recorded = [f"{name}/*.{ending}" for name in EXPERIMENTS for ending in ("json", "png")]
     job.end(out, "", recorded=recorded, tensorboard=".")
     return int(bool(wrong))
 
 
 def _chosen(given: argparse.Namespace) -> list[str]:
     names = list(dict.fromkeys(given.experiments)) or [ALL]
-    if ALL in names:
-        names = DEFAULT_EXPERIMENTS
-    return [*names, *(["gallery"] if given.gallery else [])]
+    return list(EXPERIMENTS) if ALL in names else names
 
 
 @contextmanager

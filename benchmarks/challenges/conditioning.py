@@ -20,14 +20,12 @@ from benchmarks.common.test_functions import Objective
 
 PATH_CONDITION, PATH_STEPS = 25, 60
 START = (1.0, 1.0)
-CONDITIONS = (3, 10, 30, 100, 300, 1000, 3000)
 STEPS_PER_ROOT = 100  # the rate of momentum is measured over so many times √κ steps
-BETA_CONDITIONS = (10, 100, 1000)
 BETA_OFFSETS = tuple(k / 10 for k in range(-15, 22))  # of ln(1 − β), from its best value
 TOLERANCE = 1e-10  # of the error
 MOST = 4  # times as many steps as the best β needs in theory
 LIMIT_BETAS = (0.0, 0.3, 0.6, 0.9)
-LIMIT_STEPS, WINDOW, HALVINGS = 500, 100, 32
+LIMIT_STEPS, WINDOW, WIDEST = 500, 100, 4.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,7 @@ def quadratic(condition: float) -> Objective:
 
 
 def measure(setup: Setup, on_progress: OnProgress) -> Results:
+    sizes = setup.sizes
     results: Results = {"path_condition": PATH_CONDITION, "paths": {}, "rates": {}, "betas": {}}
     for name, tuning in TUNINGS.items():
         best = tuning(PATH_CONDITION)
@@ -74,8 +73,8 @@ def measure(setup: Setup, on_progress: OnProgress) -> Results:
             "path": [rounded(point) for point in positions],
             "distance": rounded(positions.norm(dim=-1)),
         }
-    for number, condition in enumerate(CONDITIONS):
-        on_progress(f"κ = {condition}", 0.4 * number / len(CONDITIONS))
+    for number, condition in enumerate(sizes.conditions):
+        on_progress(f"κ = {condition}", 0.4 * number / len(sizes.conditions))
         results["rates"][str(condition)] = {
             name: {
                 "theory": tuning(condition).rate,
@@ -83,11 +82,12 @@ def measure(setup: Setup, on_progress: OnProgress) -> Results:
             }
             for name, tuning in TUNINGS.items()
         }
-    for number, condition in enumerate(BETA_CONDITIONS):
-        on_progress(f"β at κ = {condition}", 0.4 + 0.4 * number / len(BETA_CONDITIONS))
+    for number, condition in enumerate(sizes.beta_conditions):
+        on_progress(f"β at κ = {condition}", 0.4 + 0.4 * number / len(sizes.beta_conditions))
         results["betas"][str(condition)] = _betas(condition)
     on_progress("stability limit", 0.8)
-    results["limits"] = _limits()
+    results["limits"] = _limits(sizes.halvings)
+    results["limit_resolution"] = WIDEST / 2**sizes.halvings
     return results
 
 
@@ -148,11 +148,11 @@ def _radius(condition: float, lr: float, beta: float) -> float:
     return max(modulus(1.0), modulus(condition))
 
 
-def _limits() -> Results:
+def _limits(halvings: int) -> Results:
     """The largest learning rate, times L, at which momentum does not diverge, by bisection."""
     low = torch.zeros(len(LIMIT_BETAS), dtype=torch.float64)
-    high = torch.full_like(low, 4.0)
-    for _ in range(HALVINGS):
+    high = torch.full_like(low, WIDEST)
+    for _ in range(halvings):
         middle = (low + high) / 2
         diverges = _diverges(middle)
         low, high = torch.where(diverges, low, middle), torch.where(diverges, middle, high)
@@ -200,13 +200,16 @@ def findings(results: Results) -> list[Finding]:
                 theory=True,
             )
         )
-    limits = results["limits"]
+    limits, resolution = results["limits"], results["limit_resolution"]
+    digits = math.floor(-math.log10(resolution))
     off = max(abs(limit["measured"] - limit["theory"]) for limit in limits.values())
     claims.append(
         Finding(
             "momentum is stable up to a learning rate of 2(1 + β)/L, gradient descent up to 2/L",
-            ", ".join(f"β = {beta}: {row['measured']:.8f}/L" for beta, row in limits.items()),
-            off < 1e-8,
+            ", ".join(
+                f"β = {beta}: {row['measured']:.{digits}f}/L" for beta, row in limits.items()
+            ),
+            off < resolution,
             theory=True,
         )
     )

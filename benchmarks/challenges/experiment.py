@@ -25,6 +25,9 @@ class Sizes:
     """How much is computed; the defaults take a few minutes on two cores."""
 
     rates: int = 41  # learning rates on a grid
+    conditions: tuple[int, ...] = (3, 10, 30, 100, 300, 1000, 3000)  # condition numbers
+    beta_conditions: tuple[int, ...] = (10, 100, 1000)  # for each of which β is varied
+    halvings: int = 32  # of the interval that holds the largest stable learning rate
     steps: int = 300  # towards a minimum
     escape_steps: int = 2000  # to leave a saddle, at most
     repeats: int = 100  # trajectories with independent noise
@@ -45,9 +48,9 @@ class Sizes:
 
 
 QUICK = Sizes(
-    rates=13, steps=150, escape_steps=400, repeats=20, seeds=2, depths=(5, 10), width=32,
-    images=600, epochs=3, few_images=200, few_epochs=12, batches=(16, 64), plateau_steps=150,
-    test_images=300,
+    rates=13, conditions=(3, 10, 30), beta_conditions=(10,), halvings=12, steps=150,
+    escape_steps=400, repeats=20, seeds=2, depths=(5, 10), width=32, images=600, epochs=3,
+    few_images=200, few_epochs=12, batches=(16, 64), plateau_steps=150, test_images=300,
 )  # fmt: skip
 
 

@@ -95,8 +95,15 @@ def _finding(objective: Objective, by_name: Results, steps: int) -> Finding:
         return Finding(claim, f"fewest steps: {counts or 'none'}", successful == by_name)
     near = [name for name, best in successful.items() if best["distance"] < NEAR]
     chaotic = [name for name, best in successful.items() if is_chaotic(best)]
-    measured = f"within {steps} steps: {titles(near)}"
+    measured = f"distance after {steps} steps: {_distances(successful)}"
     if chaotic:
         measured += f"; ends that depend on rounding errors: {titles(chaotic)}"
     holds = len(near) == len(by_name) or (None if near else False)
-    return Finding(f"{objective.title}: some learning rate finds the minimum", measured, holds)
+    claim = f"{objective.title}: some learning rate leads within {NEAR:g} of the minimum"
+    return Finding(claim, measured, holds)
+
+
+def _distances(successful: Results) -> str:
+    ordered = sorted(successful.items(), key=lambda item: item[1]["distance"])
+    distances = (f"{OPTIMIZERS[name].title} {best['distance']:.2g}" for name, best in ordered)
+    return ", ".join(distances) or "no rate stays in the domain"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import groupby
 
 import torch
@@ -15,7 +16,7 @@ from benchmarks.challenges.experiment import (
     log_spaced,
     rounded,
 )
-from benchmarks.challenges.optimizers import OPTIMIZERS, titles
+from benchmarks.challenges.optimizers import CORRECTED, OPTIMIZERS, titles, with_corrected
 from benchmarks.challenges.trajectories import SCHEDULES, minimize
 from benchmarks.common.test_functions import TEST_FUNCTIONS, Objective, stationary_points
 
@@ -34,7 +35,8 @@ def measure(setup: Setup, on_progress: OnProgress) -> Results:
     crossings: dict[str, dict[str, int]] = {}
     escapes: dict[str, dict[str, list[int]]] = {}
     paths: Results = {}
-    pairs = [(schedule, name) for schedule in SCHEDULES for name in setup.optimizers]
+    names = with_corrected(setup.optimizers)
+    pairs = [(schedule, name) for schedule in SCHEDULES for name in names]
     for number, (schedule, name) in enumerate(pairs):
         on_progress(f"{OPTIMIZERS[name].title}, {schedule} rate", number / len(pairs))
         starts = [(START,), *((x,) for x in OTHER_STARTS)]
@@ -55,6 +57,7 @@ def measure(setup: Setup, on_progress: OnProgress) -> Results:
                 "lr": rates[typical],
                 "outcome": outcomes[schedule][name][typical],
                 "x": rounded(positions[:, typical, 0]),
+                "first_step": _first_step(positions[:2, typical, 0], rates[typical]),
             }
     return {
         "minima": minima,
@@ -72,6 +75,12 @@ def measure(setup: Setup, on_progress: OnProgress) -> Results:
         "other_starts_that_escape": escapes,
         "paths": paths,
     }
+
+
+def _first_step(positions: Tensor, lr: float) -> float:
+    """Its length in units of the learning rate."""
+    (length,) = rounded(positions.diff().abs() / lr)
+    return length
 
 
 def minima_of(objective: Objective) -> Results:
@@ -162,10 +171,31 @@ def findings(results: Results) -> list[Finding]:
     for schedule in outcomes:
         if schedule != "constant":
             claims += _findings_of_schedule(results, schedule)
+    if CORRECTED in results["paths"]:
+        claims.append(_finding_of_correction(results))
     return claims
 
 
+def _finding_of_correction(results: Results) -> Finding:
+    """Without bias correction the first step is so long that it alone can cross the barrier."""
+    rates, pair = results["rates"], ("rmsprop", CORRECTED)
+    constant = [results["outcomes"]["constant"][name] for name in pair]
+    differ = sum(a != b for a, b in zip(*constant, strict=True))
+    steps = [results["paths"][name]["first_step"] for name in pair]
+    leaving = [rates[row.index(LEFT)] if LEFT in row else math.inf for row in constant]
+    settled = [sum(band[name]["rates"] for band in results["bands"].values()) for name in pair]
+    return Finding(
+        "RMSProp ends where it ends with bias correction",
+        f"differs at {differ} of {len(rates)} constant rates: without correction the first step "
+        f"is {steps[0]:.1f} γ and runs leave the domain from γ = {leaving[0]:.2g}, with it "
+        f"{steps[1]:.1f} γ and {leaving[1]:.2g}; runs of all schedules that reach the global "
+        f"minimum: {settled[0]} without, {settled[1]} with",
+        differ == 0,
+    )
+
+
 def _findings_of_schedule(results: Results, schedule: str) -> list[Finding]:
+    a_schedule = f"{'an' if schedule[0] in 'aeiou' else 'a'} {schedule} schedule"
     bands, crossings, outcomes = results["bands"], results["crossings"], results["outcomes"]
     settled = {s: {name: row["rates"] for name, row in bands[s].items()} for s in bands}
     cycling = {
@@ -176,18 +206,18 @@ def _findings_of_schedule(results: Results, schedule: str) -> list[Finding]:
     calmed = [name for name in cyclers if cycling[schedule][name] < cycling["constant"][name]]
     return [
         Finding(
-            f"a {schedule} schedule carries more trajectories over the barrier",
+            f"{a_schedule} carries more trajectories over the barrier",
             "learning rates that end beyond it: "
             + _changes(crossings["constant"], crossings[schedule]),
             _all_gain(crossings["constant"], crossings[schedule]),
         ),
         Finding(
-            f"a {schedule} schedule lets more trajectories settle in the global minimum",
+            f"{a_schedule} lets more trajectories settle in the global minimum",
             "learning rates that do: " + _changes(settled["constant"], settled[schedule]),
             _all_gain(settled["constant"], settled[schedule]),
         ),
         Finding(
-            f"a {schedule} schedule ends cycling",
+            f"{a_schedule} ends cycling",
             f"less cycling: {titles(calmed)}; cycling at a constant rate: {titles(cyclers)}",
             len(calmed) == len(cyclers) or (None if calmed else False),
         ),

@@ -18,7 +18,7 @@ CORRECTED, UNCORRECTED = "rmsprop_corrected", "adam_uncorrected"
 OPTIMIZERS = SIX | {
     CORRECTED: replace(
         SIX["rmsprop"],
-        title="RMSProp, bias-corrected",
+        title="RMSProp (bias-corrected)",
         scratch=partial(ScratchAdam, betas=(0.0, 0.99)),
         reference=partial(torch.optim.Adam, betas=(0.0, 0.99)),
     ),

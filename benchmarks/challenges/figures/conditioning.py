@@ -97,7 +97,7 @@ def _betas(betas: Results) -> Figure:
     figure = new_figure(6.4)
     panel = figure.subplots()
     handles = []
-    for (condition, row), shade in zip(betas.items(), GREYS, strict=True):
+    for (condition, row), shade in zip(betas.items(), GREYS, strict=False):
         distance = [1 - beta for beta in row["beta"]]
         (line,) = panel.plot(distance, nan_for_null(row["steps"]), "o", color=shade, ms=8,
                              label=f"κ = {condition}: best β = {row['best_in_theory']:.3f} in "

@@ -83,7 +83,8 @@ def _legend_entry(name: str, best: Results | None) -> str:
         return f"{OPTIMIZERS[name].title}: no rate"
     entry = f"{OPTIMIZERS[name].title} γ = {best['lr']:.2g}"
     if best["steps_to_target"] is not None:
-        return f"{entry}: {best['steps_to_target']} steps"
+        steps = best["steps_to_target"]
+        return f"{entry}: {steps} step{'s' * (steps != 1)}"
     if is_chaotic(best):
         return f"{entry}\nchaotic: {best['lowest_end']:.1g} … {best['highest_end']:.1g}"
     return entry

@@ -28,7 +28,7 @@ from benchmarks.challenges.local_minima import (
     MOVING,
     TRUE,
 )
-from benchmarks.challenges.optimizers import OPTIMIZERS
+from benchmarks.challenges.optimizers import CORRECTED, OPTIMIZERS
 from benchmarks.common.plots import LABEL, TICK, TITLE
 from benchmarks.common.test_functions import Objective
 
@@ -69,8 +69,8 @@ def _mark_minima(panel: Axes, results: Results) -> None:
 def _paths(results: Results) -> Figure:
     figure = new_figure()
     paths = results["paths"]
-    panels = figure.subplots(2, (len(paths) + 2) // 2, sharex=True, sharey=True, squeeze=False)
-    panels = panels.flatten()
+    columns = (len(paths) + 2) // 2
+    panels = figure.subplots(2, columns, sharex=True, sharey=True, squeeze=False).flatten()
     start, start_value = results["start"], TRUE.value(torch.tensor([results["start"]])).item()
     for panel in panels[: 1 + len(paths)]:
         panel.plot(*_curve(TRUE), color="0.6", lw=2)
@@ -87,8 +87,9 @@ def _paths(results: Results) -> Figure:
             x[-1], TRUE.value(x[-1:]), "o", ms=20, mfc="none", mec="black", mew=2.5, zorder=6
         )
         minimum = {GLOBAL: "global minimum", LOCAL: "local minimum"}
-        label_axes(panel, f"{OPTIMIZERS[name].title}, γ = {path['lr']:.2g}:\n"
-              f"{minimum.get(path['outcome'], path['outcome'])}")  # fmt: skip
+        outcome = minimum.get(path["outcome"], path["outcome"])
+        title = OPTIMIZERS[name].title
+        label_axes(panel, f"{title}\nγ = {path['lr']:.2g}: {outcome}")
     first, minima = panels[0], results["minima"]
     _mark_minima(first, results)
     first.annotate(f"local\n{minima[LOCAL]['x']:.4f}", (minima[LOCAL]["x"], minima[LOCAL]["f"]),
@@ -97,8 +98,10 @@ def _paths(results: Results) -> Figure:
                    (minima[GLOBAL]["x"], -0.6), ha="center", fontsize=LABEL)  # fmt: skip
     first.text(start + 0.12, 0.9, "start", fontsize=LABEL)
     label_axes(first, f"f(x) = ${TRUE.formula}$")
-    for panel in panels[1 + len(paths) :]:
-        panel.set_axis_off()
+    for above, panel in zip(panels, panels[columns:], strict=False):
+        if not panel.lines:
+            panel.set_axis_off()
+            above.tick_params(labelbottom=True)
     finish(figure, "each optimizer at the middle of the learning rates with its best outcome; "
            "square: start, circle: end")  # fmt: skip
     return figure
@@ -119,7 +122,8 @@ def _map(results: Results, schedules: list[str]) -> Figure:
             panel.text(-0.3, y + 0.5, schedule, ha="right", va="center", fontsize=TICK)
     for number, name in enumerate(names):
         middle, left = (number + 0.5) * len(schedules), -0.5 if len(schedules) == 1 else -5.3
-        panel.text(left, middle, OPTIMIZERS[name].title, ha="right", va="center", fontsize=TITLE,
+        title = OPTIMIZERS[name].title.replace(" (", "\n(")
+        panel.text(left, middle, title, ha="right", va="center", fontsize=TITLE,
                    fontweight="bold", color=OPTIMIZERS[name].colour)  # fmt: skip
         if number and len(schedules) > 1:
             panel.axhline(number * len(schedules), color="black", lw=1.2)
@@ -132,10 +136,19 @@ def _map(results: Results, schedules: list[str]) -> Figure:
     handles = [Patch(facecolor="0.2", label="optimizer's colour: global minimum")]
     handles += [Patch(**{"edgecolor": "0.5", **fill}, label=MEANINGS[outcome])
                 for outcome, fill in FILLS.items()]  # fmt: skip
-    finish(figure, f"x·cos(πx) from x = {results['start']:g}, {results['steps']} steps", handles)
+    finish(figure, f"x·cos(πx) from x = {results['start']:g}, {results['steps']} steps"
+           + _first_steps(results["paths"]), handles)  # fmt: skip
     panel.grid(False)
     panel.spines[:].set_visible(False)
     return figure
+
+
+def _first_steps(paths: Results) -> str:
+    """What RMSProp's two rows differ in, where there are two."""
+    if CORRECTED not in paths:
+        return ""
+    plain, corrected = (paths[name]["first_step"] for name in ("rmsprop", CORRECTED))
+    return f"; RMSProp's first step is {plain:.1f} γ, bias-corrected {corrected:.1f} γ"
 
 
 def _title(results: Results, schedules: list[str]) -> str:
@@ -148,7 +161,7 @@ def _title(results: Results, schedules: list[str]) -> str:
             f"{len(results['rates'])} learning rates"
         )
     totals = {s: sum(row["rates"] for row in bands[s].values()) for s in schedules}
-    return "Runs that reach the global minimum: " + ", ".join(f"{s} {n}" for s, n in totals.items())
+    return "Runs in the global minimum: " + ", ".join(f"{s} {n}" for s, n in totals.items())
 
 
 def _risks(results: Results) -> Figure:
