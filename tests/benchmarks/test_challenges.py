@@ -19,7 +19,8 @@ from benchmarks.challenges import (
     saddle_points,
     vanishing_gradients,
 )
-from benchmarks.challenges.experiment import Finding, Results, Setup, Sizes
+from benchmarks.challenges.experiment import QUICK, Finding, Results, Setup, Sizes
+from benchmarks.challenges.figures import local_minima as local_minima_figures
 from benchmarks.challenges.optimizers import CORRECTED, OPTIMIZERS, UNCORRECTED, with_corrected
 from benchmarks.challenges.training import mean_losses, train
 from benchmarks.challenges.trajectories import SCHEDULES, first_step, minimize
@@ -129,6 +130,39 @@ def test_momentum_escapes_in_a_band_of_rates_and_sgd_at_none(minima: Results) ->
     assert outcomes["momentum"][0] == local_minima.LOCAL
     assert minima["paths"]["momentum"]["outcome"] == local_minima.GLOBAL
     assert minima["paths"]["momentum"]["x"][-1] == pytest.approx(1.0904, abs=1e-3)
+
+
+def test_rmsprop_is_shown_with_and_without_bias_correction(minima: Results) -> None:
+    for by_name in minima["outcomes"].values():
+        assert list(by_name) == ["sgd", "momentum", "rmsprop", CORRECTED]
+    first_steps = {name: path["first_step"] for name, path in minima["paths"].items()}
+    assert first_steps["rmsprop"] == pytest.approx(10, rel=1e-3)
+    assert first_steps[CORRECTED] == pytest.approx(1, rel=1e-3)
+    # The domain ends 2.9 from the start, so that a first step of 10 γ leaves it above γ = 0.29.
+    leaving = {
+        name: minima["rates"][row.index(local_minima.LEFT)]
+        for name, row in minima["outcomes"]["constant"].items()
+    }
+    assert 0.29 < leaving["rmsprop"] < 0.5 < leaving[CORRECTED]
+    finding = local_minima.findings(minima)[-1]
+    assert finding.holds is False
+    assert "the first step is 10.0 γ" in finding.measured
+    assert "with it 1.0 γ" in finding.measured
+
+
+def test_without_rmsprop_there_is_no_finding_on_its_bias_correction() -> None:
+    sizes = dataclasses.replace(SMALL, rates=2, steps=60)
+    results = local_minima.measure(Setup(("sgd",), sizes=sizes), silent)
+    assert not any("bias correction" in finding.claim for finding in local_minima.findings(results))
+    assert "RMSProp" not in caption(results)
+
+
+def test_the_map_says_how_long_rmsprops_first_step_is(minima: Results) -> None:
+    assert "RMSProp's first step is 10.0 γ, bias-corrected 1.0 γ" in caption(minima)
+
+
+def caption(results: Results) -> str:
+    return local_minima_figures.draw(results)["outcome_map"].get_suptitle()
 
 
 def test_a_schedule_settles_rmsprop_which_cycles_without_one(minima: Results) -> None:
@@ -436,6 +470,20 @@ def test_the_gallery_has_no_path_where_every_rate_leaves_the_domain() -> None:
     assert gallery._best(slope, "sgd", [0.1, 1.0]) is None
     finding = gallery._finding(slope, {"sgd": None}, gallery.STEPS)
     assert finding.holds is False
+    assert finding.measured.endswith(": no rate stays in the domain")
+
+
+def test_the_gallerys_findings_state_distances_and_steps() -> None:
+    def best(**values: float | None) -> Results:
+        return {"lowest_end": 0.0, "highest_end": 0.0, **values}
+
+    by_name = {"sgd": best(distance=0.25), "adam": best(distance=1.6e-5), "adagrad": None}
+    finding = gallery._finding(TEST_FUNCTIONS["wavy"], by_name, 200)
+    assert finding.measured == "distance after 200 steps: Adam 1.6e-05, SGD 0.25"
+    assert finding.holds is None
+    by_name = {"sgd": best(steps_to_target=7), "adam": best(steps_to_target=1)}
+    finding = gallery._finding(TEST_FUNCTIONS["saddle"], by_name, 200)
+    assert finding.measured == "fewest steps: Adam 1, SGD 7"
 
 
 def test_chaos_is_a_spread_of_the_perturbed_ends() -> None:
@@ -500,11 +548,32 @@ def test_the_best_beta_needs_the_fewest_steps() -> None:
         assert steps == pytest.approx(theory, rel=0.25) or math.isnan(steps)
 
 
-def test_momentum_is_stable_up_to_twice_one_plus_beta(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conditioning, "HALVINGS", 20)
-    for beta, limit in conditioning._limits().items():
+def test_momentum_is_stable_up_to_twice_one_plus_beta() -> None:
+    for beta, limit in conditioning._limits(halvings=20).items():
         assert limit["theory"] == 2 * (1 + float(beta))
         assert limit["measured"] == pytest.approx(limit["theory"], abs=1e-5)  # 4 / 2²⁰
+
+
+def test_conditioning_is_as_large_as_its_sizes() -> None:
+    sizes = Sizes(conditions=(3, 5), beta_conditions=(4,), halvings=6)
+    results = conditioning.measure(Setup((), sizes=sizes), silent)
+    assert list(results["rates"]) == ["3", "5"]
+    assert list(results["betas"]) == ["4"]
+    assert results["limit_resolution"] == 4 / 2**6
+    # Half the interval that is left after the last halving.
+    for limit in results["limits"].values():
+        assert abs(limit["measured"] - limit["theory"]) <= results["limit_resolution"] / 2
+    assert "β = 0.3: 2.6/L" in conditioning.findings(results)[-1].measured  # no more digits
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Sizes)])
+def test_the_quick_sizes_are_smaller(field: str) -> None:
+    quick, standard = (getattr(sizes, field) for sizes in (QUICK, Sizes()))
+    if isinstance(standard, tuple):
+        assert set(quick) < set(standard)
+        assert max(quick) < max(standard)
+    else:
+        assert quick < standard
 
 
 # Depth

@@ -11,10 +11,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks.challenges import __main__ as command
-from benchmarks.challenges import conditioning, depth, gallery, vanishing_gradients
-from benchmarks.challenges.__main__ import DEFAULT_EXPERIMENTS, EXPERIMENTS, main
+from benchmarks.challenges import depth, gallery, vanishing_gradients
+from benchmarks.challenges.__main__ import EXPERIMENTS, main
 from benchmarks.challenges.artifacts import FACTS_FILE, draw, write_artifacts
 from benchmarks.challenges.experiment import Results, Sizes
+from benchmarks.challenges.local_minima import GLOBAL, LEFT
+from benchmarks.challenges.optimizers import CORRECTED
 from benchmarks.common.data import SYNTHETIC_NAME
 from benchmarks.common.plots import png
 from benchmarks.common.test_functions import TEST_FUNCTIONS
@@ -24,9 +26,9 @@ from tests.benchmarks.test_layout import ROOT, imported
 pytestmark = pytest.mark.slow
 
 TINY = Sizes(
-    rates=5, steps=60, escape_steps=30, repeats=5, seeds=2, depths=(5, 10), width=16,
-    images=200, epochs=1, few_images=60, few_epochs=10, batches=(16, 32), plateau_steps=12,
-    test_images=50,
+    rates=5, conditions=(3, 10), beta_conditions=(4,), halvings=4, steps=60, escape_steps=30,
+    repeats=5, seeds=2, depths=(5, 10), width=16, images=200, epochs=1, few_images=60,
+    few_epochs=10, batches=(16, 32), plateau_steps=12, test_images=50,
 )  # fmt: skip
 SYNTHETIC = ("--dataset", "synthetic", "--optimizers", "sgd", "adam")
 RESULTS = ROOT / "benchmarks" / "results" / "challenges"
@@ -43,11 +45,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         remedies = {name: vanishing_gradients.REMEDIES[name] for name in ("none", "Adam")}
         patch.setattr(vanishing_gradients, "REMEDIES", remedies)
         patch.setattr(vanishing_gradients, "REMEDY_DEPTHS", (2, 3))
-        patch.setattr(conditioning, "CONDITIONS", (3, 10))
-        patch.setattr(conditioning, "BETA_CONDITIONS", (4, 5, 6))
-        patch.setattr(conditioning, "HALVINGS", 4)
         patch.setattr(depth, "TRAINED_DEPTHS", (2,))
-        main([*SYNTHETIC, "--gallery", "--out", str(out)], TINY)
+        main([*SYNTHETIC, "--out", str(out)], TINY)
     assert dict(mpl.rcParams) == looks, "the settings of matplotlib belong to the caller"
     return out
 
@@ -110,7 +109,7 @@ def test_a_directory_that_could_not_be_filled_is_not_there(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["sadle_points"], f"valid are {', '.join(DEFAULT_EXPERIMENTS)}, all"),
+        (["sadle_points"], f"valid are {', '.join(EXPERIMENTS)}, all"),
         (["--optimizers", "sgdd"], "valid are sgd, momentum"),
         (["--seed", "-1"], "not a whole number"),
         (["--out", "FILE/below"], "not a directory"),
@@ -146,7 +145,7 @@ def test_measuring_modules_do_not_draw_and_drawing_modules_do_not_measure() -> N
             assert not name.startswith(tuple(modules)), path
 
 
-@pytest.mark.parametrize("name", DEFAULT_EXPERIMENTS)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_recorded_results_are_what_the_program_computes_from_them(name: str) -> None:
     text = (RESULTS / name / FACTS_FILE).read_text(encoding="utf-8")
     assert not re.search(r'"/|/home|/tmp|/work', text)
@@ -190,6 +189,57 @@ def test_the_recorded_depths_are_those_that_the_page_gives() -> None:
     assert min(run["test_accuracy"] for run in results["training"]["by_depth"]["6"]["1e-06"]) > 0.5
 
 
+def gallery_page() -> str:
+    return " ".join((ROOT / "docs" / "gallery.md").read_text(encoding="utf-8").split())
+
+
+def test_the_recorded_local_minima_are_those_that_the_gallery_describes() -> None:
+    results, text = recorded("local_minima"), gallery_page()
+    bands, paths = results["bands"], results["paths"]
+    assert bands["constant"]["momentum"]["pieces"] == 1  # "within a band of learning rates"
+    assert bands["constant"]["sgd"]["rates"] == 0  # "SGD never does"
+    assert "RMSProp's first step is ten times the learning rate" in text
+    assert [round(paths[name]["first_step"], 1) for name in ("rmsprop", CORRECTED)] == [10, 1]
+    first_left = {name: row.index(LEFT) for name, row in results["outcomes"]["constant"].items()}
+    assert first_left["rmsprop"] < first_left[CORRECTED]
+    runs = {name: sum(by_name[name]["rates"] for by_name in bands.values()) for name in paths}
+    counts = {1: "one", 4: "four"}
+    assert f"in the global minimum in {counts[runs['rmsprop']]} runs" in text
+    assert f"With bias correction there is {counts[runs[CORRECTED]]} such run" in text
+    # "in each of them its first step alone crosses the barrier"
+    for by_name in results["outcomes"].values():
+        for lr, outcome in zip(results["rates"], by_name["rmsprop"], strict=True):
+            crosses = results["start"] + 10 * lr > results["minima"]["barrier"]
+            assert crosses or outcome != GLOBAL
+
+
+def test_the_recorded_test_functions_are_those_that_the_gallery_describes() -> None:
+    results, text = recorded("gallery"), gallery_page()
+    assert f"the best of {len(results['rates'])} learning rates" in text
+    assert f"after {results['steps']} steps" in text
+    rastrigin = results["functions"]["rastrigin"]
+    assert min(best["distance"] for best in rastrigin.values()) > gallery.NEAR
+    assert rastrigin["adagrad"]["lr"] == pytest.approx(10 * rastrigin["rmsprop"]["lr"])
+
+
+def test_the_recorded_steps_are_those_that_the_gallery_describes() -> None:
+    tanh = recorded("vanishing_gradients")["tanh"]
+    steps = {name: run["steps_to_0"] for name, run in tanh["by_optimizer"].items()}
+    assert f"{tanh['gradient_at_start']:.3f}" == "0.001"
+    assert steps["rmsprop"] < 24 < steps["adam"] < 60 < 2000 < steps["sgd"]  # "a few dozen"
+    pitfalls = recorded("pitfalls")
+    assert max(pitfalls["bias_correction"]["step_size"]["rmsprop"]) == pytest.approx(10)
+    varying = {
+        (kind, name)
+        for kind in ("free", "clipped")
+        for name, best in pitfalls["clipping"][kind].items()
+        if best["high"] > 1.01 * best["low"]
+    }
+    assert varying == {("clipped", "adagrad")}
+    remedies = recorded("vanishing_gradients")["remedies"]
+    assert {len(rates) for rates in remedies["rates"].values()} == {5}
+
+
 def test_the_recorded_remedies_are_those_that_the_gallery_names() -> None:
     best = recorded("vanishing_gradients")["remedies"]["by_depth"]
     trains = {name for name, run in best["20"].items() if run["test_accuracy"] > 0.5}
@@ -199,6 +249,6 @@ def test_the_recorded_remedies_are_those_that_the_gallery_names() -> None:
 
 
 def test_recorded_results_are_of_one_torch_and_one_machine() -> None:
-    contents = [read(RESULTS / name / FACTS_FILE) for name in DEFAULT_EXPERIMENTS]
+    contents = [read(RESULTS / name / FACTS_FILE) for name in EXPERIMENTS]
     for key in ("budget", "optimizers", "seed", "versions", "machine"):
         assert all(content[key] == contents[0][key] for content in contents), key
