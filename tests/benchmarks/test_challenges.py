@@ -477,13 +477,13 @@ def test_the_gallerys_findings_state_distances_and_steps() -> None:
     def best(**values: float | None) -> Results:
         return {"lowest_end": 0.0, "highest_end": 0.0, **values}
 
-    by_name = {"sgd": best(distance=0.25), "adam": best(distance=1.6e-5), "adagrad": None}
+    by_name = {"adam": best(distance=0.25), "sgd": best(distance=1.6e-5), "adagrad": None}
     finding = gallery._finding(TEST_FUNCTIONS["wavy"], by_name, 200)
-    assert finding.measured == "distance after 200 steps: Adam 1.6e-05, SGD 0.25"
+    assert finding.measured == "distance after 200 steps: SGD 1.6e-05, Adam 0.25"
     assert finding.holds is None
-    by_name = {"sgd": best(steps_to_target=7), "adam": best(steps_to_target=1)}
+    by_name = {"adam": best(steps_to_target=7), "sgd": best(steps_to_target=1)}
     finding = gallery._finding(TEST_FUNCTIONS["saddle"], by_name, 200)
-    assert finding.measured == "fewest steps: Adam 1, SGD 7"
+    assert finding.measured == "fewest steps: SGD 1, Adam 7"
 
 
 def test_chaos_is_a_spread_of_the_perturbed_ends() -> None:
