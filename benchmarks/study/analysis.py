@@ -22,7 +22,7 @@ from benchmarks.common.statistics import (
     interval,
     sampling_error,
 )
-from benchmarks.study.trial import CHANCE, FINAL, SEARCH, SELECTION, has_failed
+from benchmarks.study.trial import CHANCE, FINAL, PHASES, SEARCH, SELECTION, TIMING, has_failed
 
 Trial = dict[str, Any]
 Facts = dict[str, Any]
@@ -56,6 +56,7 @@ def analyse(trials: Iterable[Trial]) -> Facts:
       corrected for all that are in the same list.
     * `selection`: the candidates on the selection seeds.
     * `sensitivity`: the search.
+    * `stacked`: how many trials were trained in a stack and have no seconds of their own.
 
     Infinite values are `math.inf`; None is what is not known.
     """
@@ -109,11 +110,8 @@ def _by_comparison(trials: Iterable[Trial]) -> dict[tuple[Any, ...], list[Trial]
 
 def _comparison(key: tuple[Any, ...], trials: list[Trial]) -> Facts:
     shared = dict(zip(("search_space", *SAME), key, strict=True))
-    of_phase = {
-        phase: [trial for trial in trials if trial["phase"] == phase]
-        for phase in (SEARCH, SELECTION, FINAL)
-    }
-    ranking = [_entry(runs) for runs in _by_setting(of_phase[FINAL])]
+    of_phase = {phase: [trial for trial in trials if trial["phase"] == phase] for phase in PHASES}
+    ranking = [_entry(runs, of_phase[TIMING]) for runs in _by_setting(of_phase[FINAL])]
     ranking.sort(key=_rank)
     for entry in ranking:
         entry["difference"] = None if entry is ranking[0] else _difference(entry, ranking[0])
@@ -130,6 +128,7 @@ def _comparison(key: tuple[Any, ...], trials: list[Trial]) -> Facts:
     return shared | {
         "title": describe(shared["net"], shared["depth"], shared["width"]),
         "trials": len(trials),
+        "stacked": sum(trial["result"]["seconds"] is None for trial in trials),
         "search_seeds": _seeds(of_phase[SEARCH]),
         "selection_seeds": _seeds(of_phase[SELECTION]),
         "seeds": _seeds(of_phase[FINAL]),
@@ -172,15 +171,18 @@ def _of_setting(settings: Facts) -> Facts:
     }
 
 
-def _entry(runs: list[Trial]) -> Facts:
+def _entry(runs: list[Trial], timing: list[Trial]) -> Facts:
+    setting = _setting(runs[0]["settings"])
+    timed = [trial for trial in timing if _setting(trial["settings"]) == setting]
     measures = {measure: _mean(runs, measure) for measure in MEASURES}
     accuracies = measures["test_accuracy"]["values"]
     return _of_setting(runs[0]["settings"]) | {
         "seeds": [run["settings"]["seed"] for run in runs],
+        "timing_seeds": _seeds(timed),
         "diverged": sum(run["result"]["diverged"] for run in runs),
         "failed": sum(map(has_failed, accuracies)),
         "median": statistics.median(accuracies),
-        "targets": {target: _target(runs, target) for target in TARGETS},
+        "targets": {target: _target(runs, timed or runs, target) for target in TARGETS},
         "curves": curves(runs),
         "gradient_flow": gradient_flow(runs),
     } | measures  # fmt: skip
@@ -198,11 +200,14 @@ def _mean(runs: list[Trial], measure: str) -> Facts:
     return mean | {"values": values}
 
 
-def _target(runs: list[Trial], target: str) -> Facts:
-    """How many runs reach it, and by each clock the median over all: infinite if half miss it."""
+def _target(runs: list[Trial], timed: list[Trial], target: str) -> Facts:
+    """How many runs reach it, and by each clock the median over all: infinite if half miss it.
+
+    Seconds are those of the `timed` runs.
+    """
     facts: Facts = {"of": len(runs)}
     for clock in CLOCKS:
-        values = [reached(run, target, clock) for run in runs]
+        values = [reached(run, target, clock) for run in (timed if clock == "seconds" else runs)]
         known = [time for time in values if time is not None]
         median = statistics.median(known) if known == values else None
         facts[clock] = {"median": median, "values": values}

@@ -24,7 +24,7 @@ from benchmarks.common.reading import (
     within_limits,
     yes_or_no,
 )
-from benchmarks.study.trial import FINAL, PHASES, SCHEDULES, SEARCH_SPACES, TARGETS
+from benchmarks.study.trial import FINAL, PHASES, SCHEDULES, SEARCH_SPACES, TARGETS, TIMING
 
 STUDY_FILE = "study.json"
 TRIALS = "trials"
@@ -83,6 +83,8 @@ def read_trial(path: Path) -> dict[str, Any]:
         checks["diverged_at_step"] = whole()
     elif content["phase"] == FINAL:
         checks["test_accuracy"] = share
+    if content["phase"] == TIMING:
+        checks["seconds"] = number
     if result["gradient_norms"]:
         layers = {"step", "output", *(f"layer_{number}" for number in range(1, depth + 1))}
         checks["gradient_norms"] = columns(layers, perhaps(number), step=whole())

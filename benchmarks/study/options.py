@@ -21,7 +21,7 @@ from benchmarks.common.options import (
     add_number,
     add_out,
 )
-from benchmarks.study.protocol import BUDGETS, TUNED, Study
+from benchmarks.study.protocol import BUDGETS, TIMING_SEEDS, TUNED, Study
 from benchmarks.study.stacked import LARGEST_STACK
 from benchmarks.study.trial import SCHEDULES, SEARCH_SPACES
 
@@ -100,8 +100,9 @@ def build_parser() -> Parser:
     add_number(
         how,
         "stack",
-        "train up to N trials at once, as one net of N times the parameters; their seconds are "
-        f"not known (default: as many as a GPU's memory holds, at most {LARGEST_STACK}; 1 on a "
+        "train up to N trials at once, as one net of N times the parameters; they have no seconds "
+        f"of their own, so each chosen setting is trained alone with {TIMING_SEEDS} of its seeds, "
+        f"to time it (default: as many as a GPU's memory holds, at most {LARGEST_STACK}; 1 on a "
         "CPU, where stacks are not faster)",
     )
     add_device(how)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.common.command import say
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.study.protocol import Study, Sweep, expected, missing, wanted, winner_of
-from benchmarks.study.trial import FINAL, SELECTION, Trial, accuracy_of, has_failed
+from benchmarks.study.trial import FINAL, SELECTION, TIMING, Trial, accuracy_of, has_failed
 
 if TYPE_CHECKING:
     import rich.progress
@@ -44,7 +44,7 @@ class Progress:
     def _news(self, sweep: Sweep, phase: str) -> str | None:
         """The result of a sweep's choice or comparison, if the trial was the last one of it."""
         winner = winner_of(self._study, sweep, self._known)
-        if winner is None:
+        if winner is None or phase == TIMING:
             return None
         trials = list(wanted(self._study, sweep, self._known))
         if phase != FINAL:

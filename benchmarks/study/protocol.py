@@ -13,6 +13,9 @@ optimizers have the same protocol:
    trained again, except those that failed (at chance). `selection_score` decides.
 3. Comparison. The winner is trained on `seeds` further seeds, the same for all optimizers. Only
    these trials evaluate the test set.
+4. Timing. Trials in a stack have no seconds of their own. If any trial of the comparison has none,
+   the winner is trained again on the first `TIMING_SEEDS` of its seeds, while nothing else is
+   trained. Only the seconds to the targets come from these trials.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from benchmarks.study.trial import (
     FINAL,
     SEARCH,
     SELECTION,
+    TIMING,
     Settings,
     Trial,
     accuracy_of,
@@ -42,6 +46,7 @@ from benchmarks.study.trial import (
 SEARCH_SEED = 41
 FIRST_SELECTION_SEED = 21
 FIRST_SEED = 42
+TIMING_SEEDS = 3
 VALIDATION_SHARE = 6  # one in so many training images validates: 10,000 of MNIST's 60,000
 
 Known = Mapping[str, Mapping[str, Any]]  # the contents of the files of trials, by key
@@ -164,11 +169,12 @@ class Winner:
 
 
 def missing(study: Study, known: Known) -> list[Trial]:
-    """The trials that can be run now and have not been, in a good order."""
-    return [
+    """The trials that can be run now and have not been, in a good order: timing comes last."""
+    trials = [
         trial for sweep in study.sweeps() for trial in wanted(study, sweep, known)
         if trial.key not in known
     ]  # fmt: skip
+    return sorted(trials, key=lambda trial: trial.phase == TIMING)
 
 
 def wanted(study: Study, sweep: Sweep, known: Known) -> Iterator[Trial]:
@@ -176,7 +182,7 @@ def wanted(study: Study, sweep: Sweep, known: Known) -> Iterator[Trial]:
     trials, winner = _search(study, sweep, known)
     yield from trials
     if winner is not None:
-        yield from _repeated(winner.trial, FINAL, FIRST_SEED, study.seeds)
+        yield from _comparison(study, winner.trial, known)
 
 
 def winner_of(study: Study, sweep: Sweep, known: Known) -> Winner | None:
@@ -185,17 +191,21 @@ def winner_of(study: Study, sweep: Sweep, known: Known) -> Winner | None:
 
 
 def expected(study: Study, known: Known) -> int:
-    """How many trials there will be at most, if no more grids are extended."""
+    """How many trials there will be at most, if nothing else asks for more.
+
+    More are an extended grid's and, as soon as a final of a stack is known, the timing trials.
+    """
     total = 0
     for sweep in study.sweeps():
         trials, winner = _search(study, sweep, known)
         searched = sum(trial.phase == SEARCH for trial in trials)
         if not searched:  # it waits for the winner of "lr"
             searched = 1 + study.samples * (1 + len(TUNED[sweep.optimizer]))
-        selected = study.candidates * study.selection_seeds
+        selected, compared = study.candidates * study.selection_seeds, study.seeds
         if winner is not None:
             selected = len(trials) - searched
-        total += searched + selected + study.seeds
+            compared = len(_comparison(study, winner.trial, known))
+        total += searched + selected + compared
     return total
 
 
@@ -299,6 +309,15 @@ def _select(
         return trials, None
     scores = [selection_score(known[trial.key]["result"] for trial in runs) for runs in repeated]
     return trials, candidates[scores.index(max(scores))]
+
+
+def _comparison(study: Study, winner: Trial, known: Known) -> list[Trial]:
+    """The winner's finals and, if some of them were trained in a stack, its timing trials."""
+    finals = _repeated(winner, FINAL, FIRST_SEED, study.seeds)
+    finished = [known[trial.key]["result"] for trial in finals if trial.key in known]
+    if all(result["seconds"] is not None for result in finished):
+        return finals
+    return finals + _repeated(winner, TIMING, FIRST_SEED, min(TIMING_SEEDS, study.seeds))
 
 
 def _repeated(trial: Trial, phase: str, first_seed: int, seeds: int) -> list[Trial]:

@@ -25,7 +25,7 @@ from benchmarks.common.workers import workers
 from benchmarks.study.protocol import Study, missing
 from benchmarks.study.stacked import stackable, train_stack
 from benchmarks.study.store import Store
-from benchmarks.study.trial import PROTOCOL, OnStep, Split, Trial, run_key_of, train
+from benchmarks.study.trial import PROTOCOL, TIMING, OnStep, Split, Trial, run_key_of, train
 
 Unit = list[Trial]  # what is trained together
 Results = list[dict[str, Any]]
@@ -43,7 +43,8 @@ def run_trials(
 ) -> dict[str, dict[str, Any]]:
     """Run what is missing until nothing is; returns all trials.
 
-    A trial that is in both search spaces is run once and kept for each of them.
+    A trial that is in both search spaces is run once and kept for each of them. While a timing
+    trial is run, the other workers wait.
     """
     known = store.trials()
     results = {run_key_of(content): content["result"] for content in known.values()}
@@ -61,7 +62,7 @@ def run_trials(
         begun = {trial.run_key for unit in running.values() for trial in unit}
         waiting = [trial for trial in missing(study, known) if trial.run_key not in begun]
         for unit in units(waiting, stack):
-            if len(running) == pool.count:
+            if len(running) >= (1 if unit[0].phase == TIMING else pool.count):
                 break
             running[pool.submit(unit)] = unit
         if not running:

@@ -22,6 +22,7 @@ from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.training import Batch, Step, shuffled, stacked_cross_entropy, train
 from benchmarks.study.trial import (
     FINAL,
+    TIMING,
     History,
     OnStep,
     Settings,
@@ -51,7 +52,12 @@ STATE = 2  # tensors of a parameter's size, of the optimizer with the most
 
 
 def stackable(trial: Trial) -> tuple[Any, ...]:
-    """What stacked trials have in common: all but seeds and hyper-parameters of their optimizer."""
+    """What stacked trials have in common: all but seeds and hyper-parameters of their optimizer.
+
+    A timing trial has nothing in common with another: its seconds are those of one net.
+    """
+    if trial.phase == TIMING:
+        return (trial.key,)
     settings = vars(trial.settings) | {
         "lr": None,
         "options": sorted(trial.settings.options),
@@ -86,10 +92,10 @@ def train_stack(
 ) -> list[dict[str, Any]]:
     """Train all of them in lockstep; returns the `result` of each trial's file.
 
-    Equal to training each by itself up to rounding. Single trials have no seconds.
+    Equal to training each by itself up to rounding, but the trials have no seconds of their own.
 
     Raises:
-        ValueError: the trials differ in more than their seeds and hyper-parameters.
+        ValueError: the trials are not `stackable` with each other.
     """
     if len(set(map(stackable, trials))) != 1:
         raise ValueError("stacked trials differ in nothing but their seeds and hyper-parameters")

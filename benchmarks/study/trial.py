@@ -23,12 +23,12 @@ from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.training import Batch, Step, batches, evaluate
 
 PROTOCOL = 2  # raised when results of an older version may no longer be mixed with newer ones
-SEARCH, SELECTION, FINAL = PHASES = ("search", "selection", "final")
+SEARCH, SELECTION, FINAL, TIMING = PHASES = ("search", "selection", "final", "timing")
 SEARCH_SPACES = ("lr", "all")
 SCHEDULES = ("constant", "cosine", "step")
 TARGETS = (0.97, 0.98)  # of validation accuracy
 # On validation images; the timer stands still meanwhile. The test set is evaluated after an epoch.
-EVALUATIONS_PER_EPOCH = {SEARCH: 1, SELECTION: 1, FINAL: 4}
+EVALUATIONS_PER_EPOCH = {SEARCH: 1, SELECTION: 1, FINAL: 4, TIMING: 4}
 CHANCE = 1 / CLASSES
 # Below it a run has failed. A net that gives every image the same class scores up to 11.4 %.
 AT_CHANCE = 2 * CHANCE

@@ -23,7 +23,7 @@ from benchmarks.study.protocol import (
     wanted,
     winner_of,
 )
-from benchmarks.study.trial import FINAL, SEARCH, SELECTION, Trial
+from benchmarks.study.trial import FINAL, SEARCH, SELECTION, TIMING, Trial
 
 STUDY = Study(
     "tiny", Grid(-3, 1, 3), extra=2, samples=2, candidates=1, selection_seeds=3, seeds=3, epochs=1,
@@ -34,16 +34,20 @@ Judge = Callable[[Trial], float]
 Known = dict[str, dict[str, Any]]
 
 
-def outcome(accuracy: float, loss: float = 1.0, diverged: bool = False) -> dict[str, Any]:
+def outcome(
+    accuracy: float, loss: float = 1.0, diverged: bool = False, seconds: float | None = 1.0
+) -> dict[str, Any]:
     result = {"diverged": diverged, "validation_accuracy": accuracy, "validation_loss": loss}
-    return {"result": result}
+    return {"result": result | {"seconds": seconds}}
 
 
-def play(study: Study, accuracy: Judge) -> Known:
+def play(study: Study, accuracy: Judge, stacked: Callable[[Trial], bool] | None = None) -> Known:
     """Run a study to its end, with made-up accuracies."""
     known: Known = {}
     while trials := missing(study, known):
-        known |= {trial.key: outcome(accuracy(trial)) for trial in trials}
+        for trial in trials:
+            seconds = None if stacked is not None and stacked(trial) else 1.0
+            known[trial.key] = outcome(accuracy(trial), seconds=seconds)
     return known
 
 
@@ -194,6 +198,51 @@ def test_finals_wait_for_the_whole_search_and_selection() -> None:
     assert winner_of(SELECTING, sweep, known) is None
     assert of_phase(SELECTING, sweep, known, FINAL) == []
     assert list(wanted(SELECTING, replace(sweep, search_space="all"), known)) == []
+
+
+@pytest.mark.parametrize(
+    ("stacked", "timed"),
+    [
+        (lambda trial: False, []),
+        (lambda trial: trial.phase == SEARCH, []),
+        (lambda trial: trial.phase != TIMING, [42, 43, 44]),
+        (lambda trial: trial.phase == FINAL and trial.settings.seed == 46, [42, 43, 44]),
+    ],
+    ids=["no trial in a stack", "the search", "all", "the last final"],
+)
+@pytest.mark.parametrize("search_space", ["lr", "all"])
+def test_winners_are_timed_if_a_final_has_no_seconds(
+    search_space: str, stacked: Callable[[Trial], bool], timed: list[int]
+) -> None:
+    study = replace(STUDY, seeds=5)
+    known = play(study, best_at(0.01), stacked)
+    for optimizer in study.optimizers:
+        sweep = Sweep(search_space, "relu", optimizer)
+        winner = chosen(study, sweep, known)
+        assert of_phase(study, sweep, known, TIMING) == [
+            replace(winner, phase=TIMING, settings=replace(winner.settings, seed=seed))
+            for seed in timed
+        ]
+    assert expected(study, known) == len(known)
+
+
+def test_no_more_seeds_are_timed_than_compared() -> None:
+    study = replace(STUDY, seeds=2)
+    known = play(study, best_at(0.01), lambda trial: trial.phase != TIMING)
+    timed = of_phase(study, Sweep("lr", "relu", "sgd"), known, TIMING)
+    assert [trial.settings.seed for trial in timed] == [42, 43]
+
+
+def test_timing_comes_after_all_other_trials() -> None:
+    known: Known = {}
+    phases = []
+    while trials := missing(STUDY, known):  # one by one
+        phases.append(trials[0].phase)
+        seconds = 1.0 if trials[0].phase == TIMING else None
+        known[trials[0].key] = outcome(0.5, seconds=seconds)
+    first = phases.index(TIMING)
+    assert set(phases[first:]) == {TIMING}
+    assert len(phases[first:]) == 3 * len(STUDY.sweeps())
 
 
 def test_accuracy_decides_then_loss_and_who_diverged_never_wins() -> None:

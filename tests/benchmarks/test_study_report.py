@@ -17,7 +17,9 @@ from benchmarks.common.statistics import (
     sampling_error,
 )
 from benchmarks.study.analysis import analyse
-from benchmarks.study.report.texts import conditions, verdict
+from benchmarks.study.report.limits import limits
+from benchmarks.study.report.tables import targets_table
+from benchmarks.study.report.texts import conditions, sections, verdict
 from tests.benchmarks.made_up_study import (
     SEEDS,
     SMALL,
@@ -199,6 +201,72 @@ def test_seconds_that_nobody_measured_are_no_miss() -> None:
     assert target["step"]["median"] == 500
     assert target["seconds"]["median"] is None
     assert target["reached"] == 1
+
+
+def stacked_finals(*timed: tuple[int, float]) -> Facts:
+    """The comparison of Adam's finals, which were stacked, and of timing trials: (seed, lr)."""
+    finals = [trial("relu", "adam", "final", 1e-3, seed, 0.98, stacked=True) for seed in SEEDS]
+    timing = [trial("relu", "adam", "timing", lr, seed, 0.99) for seed, lr in timed]
+    (comparison,) = analyse([*timing, *finals])["comparisons"]
+    return dict(comparison)
+
+
+def times_text(comparison: Facts) -> str:
+    (text,) = [one.text for one in sections(comparison) if one.title == "Time to a target"]
+    return text
+
+
+def test_only_seconds_are_those_of_timing_trials() -> None:
+    comparison = stacked_finals((42, 1e-3), (43, 1e-3), (44, 1e-3), (45, 1e-2))
+    (adam,) = comparison["ranking"]
+    assert (adam["seeds"], adam["timing_seeds"]) == ([*SEEDS], [42, 43, 44])
+    assert adam["test_accuracy"]["values"] == [0.98] * len(SEEDS)
+    target = adam["targets"]["0.97"]
+    assert (target["of"], target["step"]["median"], target["epoch"]["median"]) == (10, 500, 1)
+    assert target["seconds"] == {"median": 4, "values": [4, 4, 4]}  # their nets end with 99 %
+    assert targets_table(comparison).rows[0][:5] == ["Adam", "10 of 10", "500", "1.00", "4.0"]
+
+
+@pytest.mark.parametrize(
+    ("comparison", "words"),
+    [
+        (
+            stacked_finals((42, 1e-3), (43, 1e-3), (44, 1e-3)),
+            "Seconds are medians over 3 solo runs of each setting; accuracies, steps and epochs "
+            "come from stacked runs, which have no seconds of their own.",
+        ),
+        (stacked_finals((42, 1e-3)), "Seconds are medians over 1 solo run of each setting;"),
+        (
+            stacked_finals(),
+            "Stacked runs have no seconds of their own, and their solo runs are not finished.",
+        ),
+    ],
+    ids=["timed", "timed in part", "not timed"],
+)
+def test_the_report_says_where_the_seconds_come_from(comparison: Facts, words: str) -> None:
+    assert words in times_text(comparison)
+
+
+def test_the_report_of_runs_with_seconds_does_not_speak_of_stacks(relu: Facts) -> None:
+    assert "olo run" not in times_text(relu)
+    assert "tacked" not in times_text(relu)
+
+
+@pytest.mark.parametrize(
+    ("trials", "stacked"),
+    [
+        ([trial("relu", "sgd", "final", 0.1, 42, 0.98)], False),
+        ([trial("relu", "sgd", "final", 0.1, 42, 0.98, stacked=True)], True),
+        ([trial("relu", "sgd", "final", 0.1, 42, 0.5, stacked=True)], True),
+        ([trial("relu", "sgd", "search", 0.1, 41, 0.98)], True),
+        ([trial("relu", "sgd", "search", 0.1, 41, 0.98),
+          trial("relu", "sgd", "final", 0.1, 42, 0.98)], True),
+    ],
+    ids=["solo", "stacked", "stacked, every target missed", "search", "stacked search, solo final"],
+)  # fmt: skip
+def test_the_limits_say_that_trials_have_no_seconds(trials: list[Any], stacked: bool) -> None:
+    (speed,) = [limit for limit in limits(analyse(trials)) if limit.startswith("The speed")]
+    assert speed.endswith("Trials in a stack have no seconds of their own.") == stacked
 
 
 def test_sensitivity_is_the_number_of_learning_rates_near_the_best(relu: Facts) -> None:

@@ -3,39 +3,136 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
 import torch
 
+from benchmarks.common.command import CannotRun
+from benchmarks.common.record import write_json
+from benchmarks.study import __main__ as study_command
+from benchmarks.study import report as study_report
 from benchmarks.study import running
+from benchmarks.study.files import read_trial
 from benchmarks.study.protocol import BUDGETS, missing
-from benchmarks.study.running import units
+from benchmarks.study.running import Workers, units
 from benchmarks.study.stacked import LARGEST_STACK, largest_stack
-from benchmarks.study.trial import FINAL, SEARCH, Settings, Trial, train
+from benchmarks.study.trial import FINAL, PHASES, SEARCH, TIMING, Settings, Split, Trial, train
 from tests.benchmarks.children import child, processes_of, wait_until
+from tests.benchmarks.files import read
 from tests.benchmarks.study_jobs import TINY_STUDY, contents, run_study, trial_files
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_report")]
 
 
-def test_a_stacked_study_finds_the_same_trials(finished_study: Path, tmp_path: Path) -> None:
-    out = tmp_path / "stacked"
-    assert run_study(out, "--stack", "8") == 0
-    assert set(trial_files(out)) == set(trial_files(finished_study))
-    for one in contents(out):
+@pytest.fixture(scope="module")
+def stacked_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("stacked") / "study"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_report, "write", lambda out: {"comparisons": []})
+        assert run_study(out, "--stack", "8") == 0
+    return out
+
+
+def test_a_stacked_study_finds_the_same_trials(finished_study: Path, stacked_study: Path) -> None:
+    stacked = [one for one in contents(stacked_study) if one["phase"] != TIMING]
+    for one, other in zip(stacked, contents(finished_study), strict=True):
+        assert one["settings"] == other["settings"]
         assert one["result"]["seconds"] is None or one["phase"] == "search"
-    for one, other in zip(contents(out), contents(finished_study), strict=True):
         if one["result"]["validation_loss"] is not None:  # rounding, in single precision
             assert one["result"]["validation_loss"] == pytest.approx(
                 other["result"]["validation_loss"], rel=1e-2
             )
+
+
+def timed(out: Path) -> list[dict[str, Any]]:
+    return [one for one in contents(out) if one["phase"] == TIMING]
+
+
+def test_stacked_finals_are_timed_alone(finished_study: Path, stacked_study: Path) -> None:
+    assert timed(finished_study) == []
+    finals = [one["settings"] for one in contents(stacked_study) if one["phase"] == FINAL]
+    assert len(timed(stacked_study)) == len(finals) == 4  # two optimizers, two seeds
+    for one in timed(stacked_study):
+        assert one["settings"] in finals
+        assert one["result"]["seconds"] > 0
+        assert one["result"]["test_loss"] is None
+        for target in one["result"]["targets"].values():
+            assert (target["seconds"] is None) == (target["step"] is None)
+
+
+def test_a_resumed_study_times_only_what_is_missing(
+    stacked_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(stacked_study, out)
+    (lost, *_) = [path for path in (out / "trials").iterdir() if read(path)["phase"] == TIMING]
+    lost.unlink()
+    before = trial_files(out)
+    trained: list[str] = []
+
+    def noted(trial: Trial, data: Any, on_step: Any) -> Any:
+        trained.append(trial.key)
+        return train(trial, data, on_step)
+
+    monkeypatch.setattr(running, "train", noted)
+    assert run_study(out, "--stack", "8") == run_study(out, "--stack", "8") == 0
+    assert trained == [lost.stem]
+    assert before.items() <= trial_files(out).items()
+    assert set(trial_files(out)) == set(trial_files(stacked_study))
+
+
+@pytest.mark.parametrize("seconds", [None, "fast"])
+def test_a_timing_trial_without_seconds_is_refused(
+    seconds: object, stacked_study: Path, tmp_path: Path
+) -> None:
+    content = timed(stacked_study)[0]
+    content["result"]["seconds"] = seconds
+    write_json(tmp_path / "trial.json", content)
+    with pytest.raises(CannotRun, match=r"result\.seconds"):
+        read_trial(tmp_path / "trial.json")
+
+
+def test_no_other_trial_is_trained_beside_a_timing_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data: Any = None
+    pending: dict[Future[Any], list[Trial]] = {}
+    beside: dict[str, list[int]] = {phase: [] for phase in PHASES}  # units that were pending
+
+    def submit(unit: list[Trial]) -> Future[Any]:
+        assert all(other[0].phase != TIMING for other in pending.values())
+        beside[unit[0].phase].append(len(pending))
+        future: Future[Any] = Future()
+        pending[future] = unit
+        return future
+
+    def finish_one(futures: Any, return_when: str) -> Any:
+        (first, *_) = futures
+        first.set_result(running.work(pending.pop(first), data))
+        return SimpleNamespace(done={first})
+
+    @contextmanager
+    def three_workers(of_study: Split) -> Iterator[Workers]:
+        nonlocal data
+        data = of_study
+        yield Workers(submit, 3)
+
+    monkeypatch.setattr(study_command, "this_process", three_workers)
+    monkeypatch.setattr(running, "wait", finish_one)
+    assert run_study(tmp_path / "study", "--stack", "2") == 0
+    assert max(beside[SEARCH]) == 2
+    assert beside[TIMING] == [0] * 4
 
 
 def test_two_commands_do_not_work_on_one_study(
@@ -191,6 +288,11 @@ def test_units_hold_only_what_can_be_stacked() -> None:
     ]
     assert [len(unit) for unit in units(made, 2)] == [2, 1, 2, 1]
     assert [trial for unit in units(made, 2) for trial in unit] == made
+
+
+def test_each_timing_trial_is_a_unit() -> None:
+    made = [Trial(TIMING, "lr", Settings("relu", "sgd", 0.1, seed=seed)) for seed in (1, 2, 3)]
+    assert list(units(made, LARGEST_STACK)) == [[trial] for trial in made]
 
 
 @pytest.mark.parametrize(

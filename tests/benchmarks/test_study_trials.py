@@ -22,6 +22,7 @@ from benchmarks.study.trial import (
     FINAL,
     SCHEDULES,
     SEARCH,
+    TIMING,
     History,
     Settings,
     Split,
@@ -167,6 +168,11 @@ def test_trials_that_differ_in_more_than_hyper_parameters_are_not_stacked(data: 
         train_stack([Trial(SEARCH, "lr", replace(SETTINGS, epochs=n)) for n in (1, 2)], data)
 
 
+def test_timing_trials_are_not_stacked(data: Split) -> None:
+    with pytest.raises(ValueError, match="stacked trials"):
+        train_stack([Trial(TIMING, "lr", replace(SETTINGS, seed=seed)) for seed in (1, 2)], data)
+
+
 def test_the_same_seed_gives_the_same_start_and_order_to_every_optimizer(data: Split) -> None:
     # With a rate of almost nothing, no optimizer has an effect yet.
     losses = {
@@ -180,14 +186,22 @@ def test_the_same_seed_gives_the_same_start_and_order_to_every_optimizer(data: S
     assert other["curves"]["train_loss"][1:] != losses["sgd"]
 
 
-def test_trials_that_choose_do_not_use_the_test_set(data: Split) -> None:
+@pytest.mark.parametrize("phase", [SEARCH, TIMING])
+def test_only_finals_use_the_test_set(phase: str, data: Split) -> None:
     unseen = replace(data, test_images=torch.full_like(data.test_images, math.nan))
-    trial = Trial(SEARCH, "lr", SETTINGS)
+    trial = Trial(phase, "lr", SETTINGS)
     searched = train(trial, unseen)
     assert math.isnan(searched["test_loss"])
     assert math.isnan(searched["test_accuracy"])
     assert train(trial, data)["curves"]["validation_loss"] == searched["curves"]["validation_loss"]
     assert train(Trial(FINAL, "lr", SETTINGS), data)["test_accuracy"] > 0
+
+
+def test_a_timing_trial_is_the_run_of_its_final(data: Split) -> None:
+    final, timing = (train(Trial(phase, "lr", SETTINGS), data) for phase in (FINAL, TIMING))
+    for curve in ("step", "train_loss", "validation_accuracy"):
+        assert timing["curves"][curve][1:] == final["curves"][curve][1:]
+    assert timing["seconds"] > 0
 
 
 def test_finals_are_evaluated_several_times_an_epoch(data: Split) -> None:

@@ -19,7 +19,7 @@ def limits(facts: Facts) -> list[str]:
         *([_ONE_SEED] if one_seed else []),
         *_FROM_ANY_RUN,
         *_edges(comparisons),
-        *_shared_seconds(comparisons),
+        _speed(comparisons),
     ]
 
 
@@ -62,15 +62,10 @@ def _edges(comparisons: list[Facts]) -> list[str]:
     )
 
 
-def _shared_seconds(comparisons: list[Facts]) -> list[str]:
-    unknown = any(
-        target["seconds"]["median"] is None
-        for comparison in comparisons
-        for entry in comparison["ranking"]
-        for target in entry["targets"].values()
-    )
-    return [
+def _speed(comparisons: list[Facts]) -> str:
+    stacked = any(comparison["stacked"] for comparison in comparisons)
+    return (
         "The speed of optimizers. Seconds are those of this machine and its load; "
         "`python -m benchmarks.step_time` measures steps."
-        + (" Trials in a stack have no seconds of their own." if unknown else "")
-    ]
+        + (" Trials in a stack have no seconds of their own." if stacked else "")
+    )

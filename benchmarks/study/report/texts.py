@@ -66,11 +66,9 @@ def conditions(comparison: Facts) -> str:
     if searched := comparison["sensitivity"]:
         rates = [point["lr"] for tuned in searched for point in tuned["points"]]
         counts = sorted({tuned["tried"] for tuned in searched})
-        several = f"{counts[0]} … {counts[-1]} trials"
-        trials = several if len(counts) > 1 else _count(counts[0], "trial")
         parts.append(
-            f"search: {trials} for each optimizer, learning rates {min(rates):.3g} … "
-            f"{max(rates):.3g}, {_seeds(comparison['search_seeds'])}"
+            f"search: {_range(counts, 'trial')} for each optimizer, learning rates "
+            f"{min(rates):.3g} … {max(rates):.3g}, {_seeds(comparison['search_seeds'])}"
         )
     if comparison["selection"]:
         parts.append(f"selection: {_seeds(comparison['selection_seeds'])}")
@@ -81,6 +79,12 @@ def conditions(comparison: Facts) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _range(counts: Sequence[int], noun: str) -> str:
+    if len(counts) == 1:
+        return _count(counts[0], noun)
+    return f"{counts[0]} … {counts[-1]} {noun}s"
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -228,7 +232,21 @@ def _targets_text(ranking: Sequence[Facts]) -> str:
             " A run that never reaches the target counts as infinite (∞), so the median is "
             "infinite if half of the runs miss it."
         )
-    return text
+    return f"{text} {_timing_text(ranking)}".rstrip()
+
+
+def _timing_text(ranking: Sequence[Facts]) -> str:
+    """Where the seconds come from, if the runs were stacked."""
+    counts = sorted({len(entry["timing_seeds"]) for entry in ranking})
+    if counts[-1]:
+        runs = _range(counts, "solo run")
+        return (
+            f"Seconds are medians over {runs} of each setting; accuracies, steps and epochs come "
+            "from stacked runs, which have no seconds of their own."
+        )
+    if any(t["seconds"]["median"] is None for entry in ranking for t in entry["targets"].values()):
+        return "Stacked runs have no seconds of their own, and their solo runs are not finished."
+    return ""
 
 
 _FLOW = (
