@@ -197,11 +197,16 @@ def test_only_finals_use_the_test_set(phase: str, data: Split) -> None:
     assert train(Trial(FINAL, "lr", SETTINGS), data)["test_accuracy"] > 0
 
 
-def test_a_timing_trial_is_the_run_of_its_final(data: Split) -> None:
-    final, timing = (train(Trial(phase, "lr", SETTINGS), data) for phase in (FINAL, TIMING))
+def test_a_timing_trial_measures_the_seconds_of_its_final(
+    data: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.study.trial.TARGETS", (0.3,))
+    settings = replace(SETTINGS, epochs=6)
+    final, timing = (train(Trial(phase, "lr", settings), data) for phase in (FINAL, TIMING))
     for curve in ("step", "train_loss", "validation_accuracy"):
         assert timing["curves"][curve][1:] == final["curves"][curve][1:]
-    assert timing["seconds"] > 0
+    assert timing["targets"]["0.3"]["step"] == final["targets"]["0.3"]["step"] > 0
+    assert 0 < timing["targets"]["0.3"]["seconds"] <= timing["seconds"]
 
 
 def test_finals_are_evaluated_several_times_an_epoch(data: Split) -> None:
