@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.common.optimizers import OptimizerEntry
 from benchmarks.common.shapes import Shape
+from torch_scratch_optim.equivalence import compare, random_model
 
 ENGINES: dict[str, dict[str, bool]] = {
     "default": {},
@@ -66,6 +67,12 @@ def maker(name: str, entry: OptimizerEntry, **options: Any) -> Callable[..., tor
         raise NotImplementedError(f"{getattr(make, '__name__', make)} has no {missing[0]}=True")
     chosen = {option: on for option, on in wanted.items() if option in known}
     return partial(make, **{**entry.options, **options, **chosen})
+
+
+def torchs_default_is_its_loop(entry: OptimizerEntry, device: torch.device) -> bool:
+    """Whether torch's default has the bits of torch's own loop on a device, as 20 steps show."""
+    default, loop = (maker(f"torch-{name}", entry, lr=entry.lr) for name in ("default", "loop"))
+    return compare(default, loop, random_model().to(device), steps=20).equal
 
 
 def share_state(optimizer: torch.optim.Optimizer, shared: dict[tuple[int, str], Tensor]) -> None:

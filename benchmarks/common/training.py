@@ -17,7 +17,7 @@ from benchmarks.common.synthetic import seeded_generator
 
 EVALUATION_BATCH = 10_000
 WARM_UP = 3  # eager steps before one is captured, as torch's documentation asks for
-EAGER_EVERY = 50  # of captured steps this one is eager, so that hooks of the optimizer see it
+EAGER_EVERY = 50  # a replayed update calls no hooks of the optimizer: this step is eager
 
 Batch = tuple[Tensor, Tensor]  # images and labels
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -46,18 +46,24 @@ class Step:
         self.net, self.optimizer, self.loss_function = net, optimizer, loss_function
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        loss = self.backward(images, labels)
+        self.optimizer.step()
+        return loss
+
+    def backward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Leave the gradients in the parameters, and return the loss."""
         self.optimizer.zero_grad()
         loss = self.loss_function(self.net(images), labels)
         loss.backward(torch.ones_like(loss))
-        self.optimizer.step()
         return loss.detach()
 
 
 class CapturedStep(Step):
     """The step as a CUDA graph, which is captured once and replayed: one launch for all kernels.
 
-    The first steps, some in between, and batches of another size are eager. An optimizer that
-    counts its steps must be capturable.
+    The graph contains the update if the optimizer is capturable; otherwise the optimizer steps
+    eagerly after each replay. The first steps, some in between, and batches of another size are
+    eager.
     """
 
     net: nn.Module
@@ -76,7 +82,12 @@ class CapturedStep(Step):
         self._graph.replay()
         for p, gradient in self._gradients:
             p.grad = gradient
+        if not self._captures_update():
+            self.optimizer.step()
         return self._loss.clone()
+
+    def _captures_update(self) -> bool:
+        return all(group.get("capturable") for group in self.optimizer.param_groups)
 
     def _on_side_stream(self, images: Tensor, labels: Tensor) -> Tensor:
         """What is captured later must not have run on the default stream before."""
@@ -91,8 +102,9 @@ class CapturedStep(Step):
         """Nothing is computed meanwhile: the graph works on the tensors that are kept here."""
         graph = torch.cuda.CUDAGraph()
         self._images, self._labels = images.clone(), labels.clone()
+        captured = super().__call__ if self._captures_update() else self.backward
         with torch.cuda.graph(graph):
-            self._loss = super().__call__(self._images, self._labels)
+            self._loss = captured(self._images, self._labels)
         self._gradients = [(p, p.grad) for p in self.net.parameters()]
         return graph
 

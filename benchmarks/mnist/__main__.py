@@ -17,6 +17,7 @@ from rich.console import Console
 from benchmarks.common import processes
 from benchmarks.common.command import CannotRun, Job, bars, conduct, pick_device, run, say
 from benchmarks.common.data import SYNTHETIC_NAME, Digits, find_data_dir
+from benchmarks.common.implementations import torchs_default_is_its_loop
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.reading import text
 from benchmarks.common.record import conditions, write_json
@@ -25,8 +26,10 @@ from benchmarks.mnist.pair import SCRATCH, TORCH, TrainConfig, train_pair
 from benchmarks.mnist.report import (
     EXPLANATION,
     SETTINGS_FILE,
+    TORCHS_DEFAULT,
     Pair,
     describe,
+    describe_torchs_default,
     is_finished,
     read_job,
     terminal_tables,
@@ -135,7 +138,15 @@ def _begin(
     if "dataset" not in content:
         content.update(dataset=digits.name, **now)
         # What "auto" came to is kept: a resumed job must not go on with other data.
-        content["settings"]["dataset"] = "synthetic" if digits.name == SYNTHETIC_NAME else "mnist"
+        settings = content["settings"]
+        settings["dataset"] = "synthetic" if digits.name == SYNTHETIC_NAME else "mnist"
+        # On a CPU torch's default is its loop.
+        if device.type == "cuda" and settings["reference"] and settings["torch_engine"] == "loop":
+            content[TORCHS_DEFAULT] = [
+                name
+                for name in settings["optimizers"]
+                if not torchs_default_is_its_loop(OPTIMIZERS[name], device)
+            ]
         write_json(out / SETTINGS_FILE, content)
     job.keep(out, "finished runs")
     if any(content[key] != now[key] for key in ("versions", "machine")):
@@ -227,6 +238,8 @@ def _conclude(out: Path, content: dict[str, Any], pairs: list[Pair], job: Job) -
     same = [c for c in compared if c["parameters_equal"] and c["max_abs_loss_difference"] == 0]
     if compared:
         say(job.console, f"\n{len(same)} of {len(compared)} pairs are equal, bit for bit.")
+    if sentence := describe_torchs_default(content):
+        say(job.console, sentence)
     job.end(out, "summary.md", recorded=("summary.json", "*.png"), tensorboard=".")
 
 

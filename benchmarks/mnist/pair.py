@@ -6,7 +6,6 @@ comes from the optimizers. Nothing is drawn here.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 import statistics
@@ -73,17 +72,15 @@ class TrainConfig:
         return out / self.net / self.optimizer / DIRECTORIES[implementation]
 
     def make_optimizer(self, implementation: str, parameters: Any) -> torch.optim.Optimizer:
-        """
+        """Ours is capturable if steps are captured; torch's never, for then its bits would differ.
+
         Raises:
             NotImplementedError: there is no such engine.
         """
         ours = implementation == SCRATCH
         name = f"ours-{self.engine}" if ours else f"torch-{self.torch_engine}"
-        make = maker(name, OPTIMIZERS[self.optimizer], lr=self.lr)
-        # torch's SGD and Adagrad have no such option: they need none with a constant rate.
-        if self.capture and "capturable" in inspect.signature(make).parameters:
-            return make(parameters, capturable=True)
-        return make(parameters)
+        options = {"capturable": True} if ours and self.capture else {}
+        return maker(name, OPTIMIZERS[self.optimizer], lr=self.lr, **options)(parameters)
 
 
 def train_pair(

@@ -42,6 +42,8 @@ from benchmarks.mnist.options import BUDGETS
 from benchmarks.mnist.pair import DIRECTORIES, SCRATCH, TORCH
 
 SETTINGS_FILE = "settings.json"
+# Of a job on a GPU: the optimizers whose default in torch has other bits than torch's loop there.
+TORCHS_DEFAULT = "torchs_default_differs"
 RUN_FIELDS = (
     "net", "optimizer", "implementation", "seed", "lr", "epochs",
     "train_loss", "test_loss", "train_accuracy", "test_accuracy", "seconds",
@@ -104,8 +106,12 @@ def read_job(out: Path) -> dict[str, Any]:
     """
     job = read_results(out / SETTINGS_FILE, JOB, "a job")
     settings = job["settings"]
-    drawn = settings["dataset"] == "synthetic", job["dataset"] == SYNTHETIC_NAME
-    if drawn[0] != drawn[1] or any(name not in settings["lr"] for name in settings["optimizers"]):
+    synthetic = settings["dataset"] == "synthetic", job["dataset"] == SYNTHETIC_NAME
+    if (
+        synthetic[0] != synthetic[1]
+        or any(name not in settings["lr"] for name in settings["optimizers"])
+        or not many(among(settings["optimizers"]))(job.get(TORCHS_DEFAULT, []))
+    ):
         raise CannotRun(
             f"{out / SETTINGS_FILE} does not hold a job: its settings do not fit together"
         )
@@ -251,6 +257,17 @@ def describe(comparison: dict[str, Any] | None) -> str:
     return f"{number}, {'equal' if comparison['parameters_equal'] else 'unequal'}"
 
 
+def describe_torchs_default(job: dict[str, Any]) -> str | None:
+    """A sentence on whether torch's default has the bits of torch's loop, if that was measured."""
+    differing = job.get(TORCHS_DEFAULT)
+    if differing is None:
+        return None
+    if not differing:
+        return "torch's default has the bits of torch's own loop on this device."
+    titles = ", ".join(OPTIMIZERS[name].title for name in differing)
+    return f"torch's default differs from torch's own loop on this device: {titles}."
+
+
 def terminal_tables(job: dict[str, Any], pairs: list[Pair]) -> list[Table]:
     """One table per net: narrow enough for a terminal of 80 columns."""
     settings = job["settings"]
@@ -287,6 +304,8 @@ def _markdown(job: dict[str, Any], pairs: list[Pair]) -> str:
         "",
         markdown_table(pairs),
     ]
+    if sentence := describe_torchs_default(job):
+        lines += ["", sentence]
     lines += ["", f"Data: {job['dataset']}. {EXPLANATION}", ""]
     lines += ["![Training loss and test accuracy](curves.png)", ""]
     lines += ["![Gradient norm per layer](gradient_flow.png)", ""]

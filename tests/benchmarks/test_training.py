@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
 import functools
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -24,6 +21,9 @@ from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.record import write_json
 from benchmarks.common.training import CapturedStep, Step, evaluate, shuffled, train
 from benchmarks.mnist.pair import TrainConfig, batches, train_pair
+from tests.benchmarks import cuda_graphs
+from tests.benchmarks.cuda_graphs import Graph
+from torch_scratch_optim import ScratchAdam
 
 CONFIG = TrainConfig("relu", "adam", 0.001, epochs=2, batch_size=64, depth=2, width=16)
 
@@ -189,57 +189,68 @@ def test_each_side_has_an_engine_of_its_own(
     }
 
 
-class FakeGraph:
-    """A CUDA graph on a CPU: what is captured is undone, and each replay does it again."""
-
-    def __init__(self, step: CapturedStep) -> None:
-        self.step, self.replays = step, 0
-
-    @contextlib.contextmanager
-    def capture(self, graph: FakeGraph) -> Iterator[None]:
-        assert graph is self
-        before = copy.deepcopy([self.step.net.state_dict(), self.step.optimizer.state_dict()])
-        yield
-        self.step.net.load_state_dict(before[0])
-        self.step.optimizer.load_state_dict(before[1])
-
-    def replay(self) -> None:
-        self.replays += 1
-        loss = Step.__call__(self.step, self.step._images, self.step._labels)
-        self.step._loss.copy_(loss)
-        for p, gradient in self.step._gradients:
-            assert gradient is not None
-            assert p.grad is not None
-            gradient.copy_(p.grad)
-            p.grad = None
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
+    """The graphs that are captured, on a CPU."""
+    return cuda_graphs.install(monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("make", "updates"),
+    [
+        (torch.optim.Adam, 120),
+        # The eager ones and that which is captured: a replayed update calls no hooks.
+        (functools.partial(ScratchAdam, capturable=True), 24 + 3 + 2 + 1),
+    ],
+    ids=["eager update", "captured update"],
+)
 def test_a_captured_step_trains_as_an_eager_one_does(
-    digits: Digits, monkeypatch: pytest.MonkeyPatch
+    make: Any, updates: int, digits: Digits, graphs: list[Graph]
 ) -> None:
-    """The graph itself needs a GPU; what is done around it does not."""
     config = dataclasses.replace(CONFIG, epochs=24)  # of four full batches and a smaller one
     outcomes = []
     for kind in (Step, CapturedStep):
         net = build_net("relu", depth=2, width=16)
-        step = kind(net, torch.optim.Adam(net.parameters(), lr=0.001))
-        if isinstance(step, CapturedStep):
-            graph = FakeGraph(step)
-            monkeypatch.setattr("torch.cuda.CUDAGraph", Mock(return_value=graph))
-            monkeypatch.setattr("torch.cuda.graph", graph.capture)
-            monkeypatch.setattr("torch.cuda.stream", contextlib.nullcontext)
-            for name in ("Stream", "current_stream"):
-                monkeypatch.setattr(f"torch.cuda.{name}", Mock())
+        optimizer = make(net.parameters(), lr=0.001)
+        hook = Mock(return_value=None)
+        optimizer.register_step_post_hook(hook)
         losses, norms = [], []
-        for loss in train(step, batches(config, digits)):
+        for loss in train(kind(net, optimizer), batches(config, digits)):
             losses.append(loss)
             norms.append([p.grad.norm().item() for p in net.parameters() if p.grad is not None])
         outcomes.append((torch.stack(losses).tolist(), norms, [*net.parameters()]))
     eager, captured = outcomes
+    (graph,) = graphs
     assert graph.replays == 120 - 24 - 3 - 2  # odd batches, the first steps, and numbers 50 and 100
+    assert hook.call_count == updates
     assert eager[0] == captured[0]
     assert eager[1] == captured[1]
     assert all(torch.equal(a, b) for a, b in zip(eager[2], captured[2], strict=True))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_captured_pair_is_compared_with_torchs_ordinary_step(
+    optimizer: str, digits: Digits, graphs: list[Graph], tmp_path: Path
+) -> None:
+    plain = dataclasses.replace(CONFIG, optimizer=optimizer, lr=OPTIMIZERS[optimizer].lr, epochs=4)
+    eager = runs_of(plain, digits, tmp_path / "eager")
+    captured = runs_of(dataclasses.replace(plain, capture=True), digits, tmp_path / "captured")
+    assert [graph.replays for graph in graphs] == [20 - 4 - 3] * 2
+    assert captured["torch"]["curves"]["epochs"] == eager["torch"]["curves"]["epochs"]
+    # On a CPU ours has scalars that are tensors, which enter through other operations.
+    assert captured["scratch"]["comparison"]["max_abs_loss_difference"] < 1e-5
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("capture", [False, True])
+def test_only_ours_is_capturable_and_only_if_steps_are_captured(
+    optimizer: str, capture: bool
+) -> None:
+    config = dataclasses.replace(CONFIG, optimizer=optimizer, capture=capture)
+    parameters = [nn.Parameter(torch.ones(1))]
+    for implementation, expected in (("scratch", capture), ("torch", False)):
+        (group,) = config.make_optimizer(implementation, parameters).param_groups
+        assert group.get("capturable", False) is expected
 
 
 def test_an_interrupted_pair_leaves_no_run(digits: Digits, tmp_path: Path) -> None:
