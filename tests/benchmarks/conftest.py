@@ -14,6 +14,8 @@ from benchmarks.common.data import SYNTHETIC_NAME, Digits, load_digits
 from benchmarks.mnist import figures
 from benchmarks.mnist.__main__ import main
 from benchmarks.study import report as study_report
+from tests.benchmarks import cuda_graphs
+from tests.benchmarks.cuda_graphs import Graph
 from tests.benchmarks.study_jobs import run_study
 
 Job = Callable[..., int]
@@ -61,6 +63,12 @@ def digits() -> Digits:
     found = load_digits("synthetic", Path("nowhere"), torch.device("cpu"), 300, 100)
     assert found.name == SYNTHETIC_NAME
     return found
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
+    """The graphs that are captured, on a CPU."""
+    return cuda_graphs.install(monkeypatch)
 
 
 def _stand_in(out: Path) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any, NoReturn
 
 import matplotlib as mpl
 import pytest
+import torch
 
 # tensorboard comes without type hints.
 from tensorboard.plugins.hparams.plugin_data_pb2 import (  # type: ignore[import-untyped]
@@ -15,13 +17,16 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (  # type: ignore[import
 )
 
 from benchmarks.common.data import DATA_DIR_VARIABLE, MNIST_NAME, SYNTHETIC_NAME
-from benchmarks.common.optimizers import DEFAULT_NAMES
+from benchmarks.common.implementations import torchs_default_is_its_loop
+from benchmarks.common.optimizers import DEFAULT_NAMES, OPTIMIZERS
 from benchmarks.mnist import __main__ as mnist
 from benchmarks.mnist.__main__ import main
 from benchmarks.mnist.figures import describe_outcome
 from benchmarks.mnist.report import Pair, markdown_table
 from tests.benchmarks.conftest import SMALL_NET, TINY, Job
+from tests.benchmarks.cuda_graphs import Graph
 from tests.benchmarks.files import TWO, events, read, run_files
+from tests.cuda_without_gpu.on_cpu import DEVICE
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +48,7 @@ def test_the_summary_has_every_run_and_every_comparison(finished: Path) -> None:
     assert summary["settings"]["lr"] == {"momentum": 0.05, "adam": 0.001}
     assert {"torch", "python"} <= set(summary["versions"])
     assert {"cores", "device"} <= set(summary["machine"])
+    assert "torchs_default_differs" not in summary
     assert "data_dir" not in summary, "a summary is passed on; where the data lie is private"
     found = [(run["net"], run["optimizer"], run["implementation"]) for run in summary["runs"]]
     assert found == [
@@ -136,8 +142,82 @@ def test_the_terminal_shows_tables_and_the_next_command(
     shown = capsys.readouterr().out
     assert f"{SYNTHETIC_NAME}: deep ReLU net" in shown
     assert "2 of 2 pairs are equal, bit for bit" in shown
+    assert "torch's default" not in shown
     assert f"tensorboard --logdir {tmp_path / 'job'}\n" in shown
     assert max(map(len, shown.splitlines()[-20:])) <= 80 + len(str(tmp_path))
+
+
+@pytest.fixture
+def gpu(graphs: list[Graph], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is a CPU."""
+    monkeypatch.setattr(mnist, "pick_device", lambda name: DEVICE)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "a GPU")
+
+
+def let_torchs_default_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch's Adam take other steps by default than by its loop."""
+
+    def make(parameters: Any, lr: float, foreach: bool | None = None) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=lr * (1.001 if foreach is None else 1))
+
+    monkeypatch.setitem(OPTIMIZERS, "adam", dataclasses.replace(OPTIMIZERS["adam"], reference=make))
+
+
+@pytest.mark.parametrize(
+    ("differing", "sentence"),
+    [
+        (["adam"], "torch's default differs from torch's own loop on this device: Adam."),
+        ([], "torch's default has the bits of torch's own loop on this device."),
+    ],
+)
+@pytest.mark.usefixtures("gpu")
+def test_a_job_on_a_gpu_says_whether_torchs_default_is_its_loop(
+    differing: list[str],
+    sentence: str,
+    job: Job,
+    graphs: list[Graph],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if differing:
+        let_torchs_default_differ(monkeypatch)
+    for more in ([], ["--resume"]):  # which says what was measured
+        assert job(*TWO, *more) == 0
+        assert sentence in capsys.readouterr().out
+        monkeypatch.setattr(mnist, "torchs_default_is_its_loop", None)
+    out = tmp_path / "job"
+    summary = read(out / "summary.json")
+    assert summary["torchs_default_differs"] == differing
+    assert f"\n{sentence}\n" in (out / "summary.md").read_text()
+    assert summary["settings"]["device"] == "cuda"
+    assert summary["settings"]["capture"]
+    assert len(graphs) == len(summary["runs"]) == 4
+
+
+@pytest.mark.parametrize("option", [["--no-reference"], ["--torch-engine", "default"]])
+@pytest.mark.usefixtures("gpu")
+def test_a_job_that_does_not_compare_with_torchs_loop_says_nothing_of_it(
+    option: list[str], job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert job(*TWO, *option) == 0
+    assert "torch's default" not in capsys.readouterr().out
+    assert "torchs_default_differs" not in read(tmp_path / "job" / "summary.json")
+
+
+def test_torchs_default_is_its_loop_on_a_cpu_unless_it_takes_other_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def differing() -> list[str]:
+        cpu = torch.device("cpu")
+        return [
+            name for name in OPTIMIZERS if not torchs_default_is_its_loop(OPTIMIZERS[name], cpu)
+        ]
+
+    assert differing() == []
+    let_torchs_default_differ(monkeypatch)
+    assert differing() == ["adam"]
 
 
 def test_without_reference_only_ours_is_trained(job: Job, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ OF_A_JOB = [
     ("settings.device", EVIL), ("settings.reference", 1), ("settings.seed", 0.5),
     ("settings", None), ("settings.width", None), ("dataset", "$\\frac$"), ("dataset", "MNIST"),
     ("versions", []), ("machine", None), ("data_dir", 3), ("machine.device", ESCAPE),
+    ("torchs_default_differs", [EVIL]), ("torchs_default_differs", "sgd"),
 ]  # fmt: skip
 OF_A_RUN = [
     ("net", "sigmoid"), ("optimizer", EVIL), ("implementation", "torch"), ("lr", -1),

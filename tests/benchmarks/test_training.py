@@ -21,7 +21,6 @@ from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.record import write_json
 from benchmarks.common.training import CapturedStep, Step, evaluate, shuffled, train
 from benchmarks.mnist.pair import TrainConfig, batches, train_pair
-from tests.benchmarks import cuda_graphs
 from tests.benchmarks.cuda_graphs import Graph
 from torch_scratch_optim import ScratchAdam
 
@@ -187,12 +186,6 @@ def test_each_side_has_an_engine_of_its_own(
         "ours": {"lr": 0.001, "foreach": True},
         "torch": {"lr": 0.001, "foreach": False, "fused": False},
     }
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
-    """The graphs that are captured, on a CPU."""
-    return cuda_graphs.install(monkeypatch)
 
 
 @pytest.mark.parametrize(
