@@ -94,7 +94,8 @@ def build_parser() -> Parser:
     how.add_argument(
         "--capture",
         action=argparse.BooleanOptionalAction,
-        help="capture a step in a CUDA graph and replay it (default: on a GPU)",
+        help="replay a CUDA graph: of our whole step, of torch's forward and backward "
+        "(default: on a GPU)",
     )
     add_number(how, "epochs", "passes over the images (default: of the budget)", ABSENT)
     add_number(

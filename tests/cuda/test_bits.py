@@ -41,7 +41,7 @@ def test_default_step_has_the_bits_of_torchs_loop(case: Case, dtype: torch.dtype
 
 
 def assert_same_but_for_counts(ours: Optimizer, theirs: Optimizer, context: str) -> None:
-    """The same bits; step counts, which fused=True keeps on the device, by their values."""
+    """The same bits; step counts, which are kept on the device, by their values."""
     for i, (p, q) in enumerate(zip(leaves(ours), leaves(theirs), strict=True)):
         assert same_bits(p, q), f"parameter {i} differs after {context}"
         mine, their = ours.state.get(p, {}), theirs.state.get(q, {})
@@ -55,9 +55,12 @@ def assert_same_but_for_counts(ours: Optimizer, theirs: Optimizer, context: str)
                 assert same_bits(mine[name], value), f"{name} of parameter {i}, {context}"
 
 
+@pytest.mark.parametrize("option", ["fused", "capturable"])
 @each_case
-def test_fused_step_has_the_bits_of_torchs_loop_in_float32(case: Case) -> None:
-    ours, theirs = case.ours(tensors(*SIZES), fused=True), case.torchs(tensors(*SIZES))
+def test_counting_on_the_gpu_has_the_bits_of_torchs_loop_in_float32(
+    case: Case, option: str
+) -> None:
+    ours, theirs = case.ours(tensors(*SIZES), **{option: True}), case.torchs(tensors(*SIZES))
     for step in train(ours, theirs, steps=range(10)):
         assert_same_but_for_counts(ours, theirs, f"step {step}")
 

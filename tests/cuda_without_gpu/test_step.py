@@ -33,6 +33,13 @@ def test_fused_step_counts_on_the_device_with_the_bits_of_cudas_formulas(
     assert names(cuda) == {"count", "move_few"}
 
 
+@each_richest
+def test_capturable_step_has_those_bits_too(cuda: Cuda, case: Case) -> None:
+    ours, exact = case.ours(dense(), capturable=True), case.ours(dense())
+    check_steps(ours, exact, rounded=False)
+    assert names(cuda) == {"count", "move_few"}
+
+
 # What a rule writes for its flags is compiled above.
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("case", PROVED, ids=str)
