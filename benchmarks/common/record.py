@@ -152,8 +152,9 @@ def provenance(recorded: dict[str, Any], command: str) -> str:
     """On what, with what and by which command something was measured."""
     machine, versions = recorded["machine"], recorded["versions"]
     device = "" if machine["device"] == "cpu" else f"{machine['device']}, "
+    threads = machine["torch_threads"]
     return (
-        f"{device}{machine['processor']}, {machine['torch_threads']} threads, "
+        f"{device}{machine['processor']}, {threads} thread{'s' * (threads != 1)}, "
         f"torch {versions['torch']}, Python {versions['python']}: `{command}`"
     )
 
