@@ -153,6 +153,8 @@ def gpu(graphs: list[Graph], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mnist, "pick_device", lambda name: DEVICE)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "a GPU")
+    # Lightning sets it. torch then counts devices to find out whether there is a GPU.
+    monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
 
 
 def let_torchs_default_differ(monkeypatch: pytest.MonkeyPatch) -> None:

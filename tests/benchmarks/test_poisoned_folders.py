@@ -317,7 +317,9 @@ def test_tables_of_reproductions_have_no_markup() -> None:
         "seeds": [1, 0],
         "wrong": {evil: {"value": 1.0, "rejected": True}},
     }
-    result = {"title": evil, "source": evil, "note": evil, "rows": [row]}
+    result: dict[str, Any] = {"title": evil, "source": evil, "note": evil, "rows": [row]}
+    result |= {"settings": {"budget": evil}, "wrong": {evil: {"budget": evil}}}
+    result |= {"wrong_names": [evil]}
     console = Console(record=True, width=400, file=io.StringIO())
     console.print(terminal_table(result))
     assert console.export_text().count(evil) == 6
