@@ -38,7 +38,7 @@ class Graph(TorchDispatchMode):
         return results
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # as above
         with torch.no_grad():
             for tensor, before in reversed(self._overwritten):
                 tensor.copy_(before)

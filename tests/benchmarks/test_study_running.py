@@ -316,7 +316,7 @@ def test_a_stack_is_as_large_as_the_memory_of_a_gpu_allows(
     nets: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    settings = Settings("relu", "adam", 0.1, **changes)  # type: ignore[arg-type]
+    settings = Settings("relu", "adam", 0.1, **changes)  # type: ignore[arg-type]  # of various types
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2**41))
     assert largest_stack(settings, torch.device("cuda"), workers) == nets
     assert largest_stack(settings, torch.device("cpu"), workers) == 1
