@@ -142,7 +142,7 @@ def reproductions_table() -> str:
     results = with_cases(recorded["cases"], CASES)
     return "\n\n".join(
         [
-            provenance(recorded, "python -m benchmarks.reproductions"),
+            provenance(recorded, recorded["command"]),
             f"{summary_of_cases(results)}. {summary_of_checks(results)}.",
             REPRODUCTIONS,
             markdown_tables(results),

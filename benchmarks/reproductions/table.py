@@ -113,13 +113,13 @@ def how_it_was_run(result: CaseResult) -> str:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    """For instance: --budget standard (seeds 0, 1; epochs 5)."""
+    """For instance: budget standard (seeds 0, 1; epochs 5)."""
     shown = "; ".join(
         f"{name.replace('_', ' ')} {str(value).strip('[]')}"
         for name, value in settings.items()
         if name not in ("budget", "dataset")
     )
-    return f"--budget {settings['budget']}" + (f" ({shown})" if shown else "")
+    return f"budget {settings['budget']}" + (f" ({shown})" if shown else "")
 
 
 def cells(row: Mapping[str, Any], result: CaseResult) -> list[str]:

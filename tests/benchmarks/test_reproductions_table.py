@@ -151,12 +151,12 @@ def test_cases_without_results_are_shown_as_not_run() -> None:
 def test_a_table_says_with_which_settings_it_was_run() -> None:
     assert how_it_was_run(a_result(a_row(None))) == ""
     result = a_result(a_row(None), a_row(Measured(0.5)))
-    assert how_it_was_run(result) == "Run with --budget quick."
+    assert how_it_was_run(result) == "Run with budget quick."
     result["settings"] = {"budget": "full", "dataset": "MNIST", "seeds": [0, 1], "images_seen": 9}
     result["wrong"] = {name: {"budget": "standard", "dataset": "MNIST", "k": 1} for name in "ab"}
     assert how_it_was_run(result) == (
-        "Run with --budget full (seeds 0, 1; images seen 9); wrong optimizers with "
-        "--budget standard (k 1)."
+        "Run with budget full (seeds 0, 1; images seen 9); wrong optimizers with "
+        "budget standard (k 1)."
     )
 
 
