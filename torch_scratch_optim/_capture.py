@@ -28,5 +28,7 @@ def check_capturable(group: dict[str, Any], params: list[Tensor], state: Mapping
 
 def is_capturing() -> bool:
     """Whether a CUDA graph is being captured."""
-    # Asked of an uninitialised CUDA, torch would try to start it.
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    # A compiler cannot trace the question; asked of an uninitialised CUDA, torch would start it.
+    if torch.compiler.is_compiling() or not torch.cuda.is_initialized():
+        return False
+    return torch.cuda.is_current_stream_capturing()

@@ -95,13 +95,13 @@ def _one() -> Tensor:
     return torch.tensor(1.0, device="cpu")
 
 
-def count_on_device(steps: list[Tensor]) -> Tensor:
-    """Count one more step; return the new counts, one number for each parameter."""
-    device = steps[0].device
+def count_on_device(steps: list[Tensor], device: torch.device) -> Tensor:
+    """Count one more step; return the new counts on a device, one number for each parameter."""
+    first = steps[0].device  # copied from there at once
     if is_shared(steps):
-        counts = [step.add_(1).to(device, copy=True) for step in steps]
+        counts = [step.add_(1).to(first, copy=True) for step in steps]
     else:
         torch._foreach_add_(steps, 1)
-        counts = [step.to(device) for step in steps]
+        counts = [step.to(first) for step in steps]
     # In double precision, as Python counts, or 1 − β₂ᵗ would have few digits.
-    return torch.stack(counts).double()
+    return torch.stack(counts).double().to(device)

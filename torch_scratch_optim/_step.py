@@ -260,7 +260,9 @@ def _by_tensors_on_device(
 ) -> None:
     """Count on the device by tensor operations; what follows from the counts stays there."""
     rule = engines.descending(optimizer.rule, gradient)
-    t = count_on_device(rows.steps) if optimizer.counts_steps else None
+    # A compiler asks for it also where step counts are on the CPU, and the options need not be.
+    device = rows.table.columns["p"][0].device
+    t = count_on_device(rows.steps, device) if optimizer.counts_steps else None
     for first, part in _by_first(optimizer, rows):
         scalars = optimizer.scalars(t, rows.group)
         engines.capturable(rule, part, scalars if first is None else scalars | {"first": first})

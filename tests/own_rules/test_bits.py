@@ -75,6 +75,8 @@ def test_own_rule_has_torchs_groups_and_exchanges_checkpoints(
         ours.load_state_dict(b)
         theirs.load_state_dict(a)
         assert_equal_state(ours, theirs, f"round {round}")
+        # Ours leaves open what torch does by foreach, with other bits on a GPU.
+        theirs.param_groups[0]["foreach"] = False
 
 
 @pytest.mark.cpu  # by kernels in C++ as well
