@@ -236,8 +236,10 @@ def _download(folder: Path, announce: Announce) -> None:
     host's name. So it works in a thread and in a temporary directory, and is abandoned as soon
     as nothing arrives any more.
     """
-    # Takes a second, so not for everyone. torchvision comes without type hints.
-    from torchvision import datasets  # type: ignore[import-untyped]
+    try:  # it takes a second, so not for everyone
+        from torchvision import datasets  # type: ignore[import-untyped]  # it has no type hints
+    except (ImportError, RuntimeError) as problem:  # the latter beside another torch
+        raise _CannotDownload(f"torchvision cannot be imported ({problem})") from problem
 
     announce(f"MNIST is not in {folder}; trying to download it")
     problems: list[Exception] = []

@@ -6,11 +6,14 @@ import gzip
 import hashlib
 import os
 import shutil
+import sys
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -214,7 +217,7 @@ def test_a_directory_may_be_named_at_any_depth(
 def test_a_directory_that_was_named_is_neither_filled_nor_replaced(
     kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torchvision.datasets.MNIST", fake_download(small_mnist()))
+    fake_torchvision(monkeypatch, fake_download(small_mnist()))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=f"no MNIST in .*{name}: .*{name}/MNIST/raw/{FIRST}"):
         load_digits(kind, tmp_path / name, torch.device("cpu"), 20, 10, named=True)
@@ -251,7 +254,7 @@ def test_a_host_that_never_answers_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = threading.Event()
-    monkeypatch.setattr("torchvision.datasets.MNIST", lambda *arguments, **options: answer.wait(30))
+    fake_torchvision(monkeypatch, lambda *arguments, **options: answer.wait(30))
     began = time.monotonic()
     digits = load("auto", tmp_path)
     took = time.monotonic() - began
@@ -270,7 +273,7 @@ def test_the_patience_with_a_silent_network_is_below_fifteen_seconds(
 def test_a_download_is_verified_and_put_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torchvision.datasets.MNIST", fake_download(small_mnist()))
+    fake_torchvision(monkeypatch, fake_download(small_mnist()))
     assert load("auto", tmp_path / "new").name == MNIST_NAME
     kept = sorted(path.name for path in (tmp_path / "new/MNIST/raw").iterdir())
     assert kept == sorted(small_mnist())
@@ -281,10 +284,33 @@ def test_a_download_with_a_wrong_byte_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {name: content + b"!" for name, content in small_mnist().items()}
-    monkeypatch.setattr("torchvision.datasets.MNIST", fake_download(files))
+    fake_torchvision(monkeypatch, fake_download(files))
     with pytest.raises(DataError, match="corrupt or truncated"):
         load("auto", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("problem", [ImportError, RuntimeError])
+def test_without_torchvision_auto_draws_and_says_why(
+    problem: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        @property
+        def datasets(self) -> None:
+            raise problem("operator torchvision::nms does not exist")
+
+    monkeypatch.setitem(sys.modules, "torchvision", cast(Any, Broken()))
+    said: list[str] = []
+    cpu = torch.device("cpu")
+    digits = load_digits("auto", tmp_path / "new", cpu, 20, 10, announce=said.append)
+    assert digits.name == SYNTHETIC_NAME
+    assert "torchvision cannot be imported" in said[-1]
+    with pytest.raises(DataError, match=r"no MNIST: torchvision cannot .*; put its four files"):
+        load("mnist", tmp_path)
+
+
+def fake_torchvision(monkeypatch: pytest.MonkeyPatch, mnist: Callable[..., object]) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", Mock(datasets=Mock(MNIST=mnist)))
 
 
 def fake_download(files: dict[str, bytes]) -> type:
