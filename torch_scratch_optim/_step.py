@@ -259,13 +259,14 @@ def _by_tensors_on_device(
     optimizer: ScratchOptimizer, rows: Rows, gradient: dict[str, Any]
 ) -> None:
     """Count on the device by tensor operations; what follows from the counts stays there."""
+    engine = optimizer.engine(rows.group) or engines.capturable
     rule = engines.descending(optimizer.rule, gradient)
     # A compiler asks for it also where step counts are on the CPU, and the options need not be.
     device = rows.table.columns["p"][0].device
     t = count_on_device(rows.steps, device) if optimizer.counts_steps else None
     for first, part in _by_first(optimizer, rows):
         scalars = optimizer.scalars(t, rows.group)
-        engines.capturable(rule, part, scalars if first is None else scalars | {"first": first})
+        engine(rule, part, scalars if first is None else scalars | {"first": first})
 
 
 def _by_first(optimizer: ScratchOptimizer, rows: Rows) -> list[tuple[bool | None, Table]]:

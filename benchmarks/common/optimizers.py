@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,8 +26,10 @@ class OptimizerEntry:
     marker: str
     options: Mapping[str, float] = field(default_factory=dict)
 
-    def make_scratch(self, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        return self.scratch(parameters, lr=lr, **self.options)
+    def make_scratch(
+        self, parameters: Iterable[nn.Parameter], lr: float, **more: Any
+    ) -> torch.optim.Optimizer:
+        return self.scratch(parameters, lr=lr, **self.options, **more)
 
 
 OPTIMIZERS: dict[str, OptimizerEntry] = {

@@ -8,6 +8,7 @@ time of a step, hooks into the optimizer (`register_step_pre_hook`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,6 @@ from benchmarks.common.synthetic import seeded_generator
 
 EVALUATION_BATCH = 10_000
 WARM_UP = 3  # eager steps before one is captured, as torch's documentation asks for
-EAGER_EVERY = 50  # a replayed update calls no hooks of the optimizer: this step is eager
 
 Batch = tuple[Tensor, Tensor]  # images and labels
 LossFunction = Callable[[Tensor, Tensor], Tensor]
@@ -36,6 +36,8 @@ class Step:
 
     Stacked nets, which train at once, have a loss each.
     """
+
+    untimed = 0  # steps at first that take longer than others
 
     def __init__(
         self,
@@ -62,18 +64,26 @@ class CapturedStep(Step):
     """The step as a CUDA graph, which is captured once and replayed: one launch for all kernels.
 
     The graph contains the update if the optimizer is capturable; otherwise the optimizer steps
-    eagerly after each replay. The first steps, some in between, and batches of another size are
-    eager.
+    eagerly after each replay. The first steps and batches of another size are eager.
+
+    Args:
+        eager_every: one step in so many is eager, too: a replayed update calls no hooks of the
+            optimizer.
     """
 
-    net: nn.Module
+    untimed = WARM_UP + 1  # those that are eager, and that which is captured
     _graph: torch.cuda.CUDAGraph | None = None
     _done = 0
+
+    def __init__(self, *arguments: Any, eager_every: int | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._eager_every = eager_every
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         number, self._done = self._done, self._done + 1
         is_other = self._graph is not None and images.shape != self._images.shape
-        if number < WARM_UP or number % EAGER_EVERY == 0 or is_other:
+        is_due = self._eager_every is not None and number % self._eager_every == 0
+        if number < WARM_UP or is_due or is_other:
             return self._on_side_stream(images, labels)
         if self._graph is None:
             self._graph = self._capture(images, labels)
@@ -105,8 +115,14 @@ class CapturedStep(Step):
         captured = super().__call__ if self._captures_update() else self.backward
         with torch.cuda.graph(graph):
             self._loss = captured(self._images, self._labels)
-        self._gradients = [(p, p.grad) for p in self.net.parameters()]
+        groups = self.optimizer.param_groups
+        self._gradients = [(p, p.grad) for group in groups for p in group["params"]]
         return graph
+
+
+def step_for(device: torch.device) -> type[Step]:
+    """The kind of step that is fastest there, for an optimizer that is capturable on a GPU."""
+    return CapturedStep if device.type == "cuda" else Step
 
 
 def train(step: Step, batches: Iterable[Batch]) -> Iterator[Tensor]:

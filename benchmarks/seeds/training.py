@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.functional import avg_pool2d
 
 from benchmarks.common import training
 from benchmarks.common.data import Digits
 from benchmarks.common.nets import CLASSES, build_net
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.training import Batch, Step, shuffled, stacked_cross_entropy
+from benchmarks.common.stacks import StackedNets
+from benchmarks.common.training import Batch, shuffled, stacked_cross_entropy, step_for
 
 INPUTS = 14 * 14  # the images at half their resolution
 DEPTHS = {"relu": 5, "sigmoid": 3}
@@ -89,21 +88,18 @@ def train(
     """
     data = data or _data
     device = data.images.device
-    nets = [build_net(net, DEPTHS[net], WIDTH, seed, inputs=INPUTS).to(device) for seed in seeds]
-    stacks, _ = stack_module_state(nets)
-
-    def score(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        scores: Tensor = functional_call(nets[0], parameters, (images,))
-        return scores
-
-    stepper = OPTIMIZERS[optimizer].make_scratch(list(stacks.values()), lr)
-    step = Step(partial(vmap(score), stacks), stepper, stacked_cross_entropy)
+    nets = StackedNets(
+        [build_net(net, DEPTHS[net], WIDTH, seed, inputs=INPUTS).to(device) for seed in seeds]
+    )
+    options = {"capturable": True} if device.type == "cuda" else {}
+    stepper = OPTIMIZERS[optimizer].make_scratch([nets.parameter], lr, **options)
+    step = step_for(device)(nets, stepper, stacked_cross_entropy)
     for _ in training.train(step, _batches(data, seeds, epochs)):
         pass
 
     def accuracies(images: Tensor, labels: Tensor) -> list[float]:
         with torch.no_grad():
-            scores = vmap(score, in_dims=(0, None))(stacks, images)
+            scores = nets.of_same(images)
         right = (scores.argmax(2) == labels).double().mean(1)
         return torch.where(scores.isfinite().all(2).all(1), right, CHANCE).tolist()
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
 
 from benchmarks.common.memory import free_bytes
 from benchmarks.common.nets import CLASSES, PIXELS, weights_by_layer
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.training import Batch, Step, shuffled, stacked_cross_entropy, train
+from benchmarks.common.stacks import StackedNets
+from benchmarks.common.training import Batch, shuffled, stacked_cross_entropy, step_for, train
 from benchmarks.study.trial import (
     FINAL,
     TIMING,
@@ -28,6 +27,7 @@ from benchmarks.study.trial import (
     Settings,
     Split,
     Trial,
+    capturable_options,
     initial_net,
     is_evaluated,
     schedule,
@@ -100,34 +100,25 @@ def train_stack(
     if len(set(map(stackable, trials))) != 1:
         raise ValueError("stacked trials differ in nothing but their seeds and hyper-parameters")
     first, settings, device = trials[0], trials[0].settings, data.images.device
-    nets = {trial.settings.seed: initial_net(trial.settings).to(device) for trial in trials}
-    net = nets[settings.seed]
-    stacks, _ = stack_module_state([nets[trial.settings.seed] for trial in trials])
-
-    def score(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        scores: Tensor = functional_call(net, parameters, (images,))
-        return scores
-
-    optimizer = stacked_optimizer(stacks.values(), [trial.settings for trial in trials])
+    by_seed = {trial.settings.seed: initial_net(trial.settings).to(device) for trial in trials}
+    nets = StackedNets([by_seed[trial.settings.seed] for trial in trials])
+    optimizer = stacked_optimizer([nets.parameter], [trial.settings for trial in trials])
     # torch's schedulers change one learning rate: here, the factor of all of them.
     factor = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = schedule(factor, settings)
-    rates = optimizer.param_groups[0]["lr"]
+    lr = optimizer.param_groups[0]["lr"]
+    rates = lr.clone()
     histories = [History(trial) for trial in trials]
     losses = torch.full((settings.steps, len(trials)), math.nan, device=device)
     unknown = [(math.nan, math.nan)] * len(trials)
     evaluated = done = 0
 
-    def evaluate(images: Tensor, labels: Tensor) -> list[tuple[float, float]]:
-        of_same_images = partial(vmap(score, in_dims=(0, None)), stacks)
-        return _evaluate(of_same_images, images, labels, len(trials))
-
     def add_evaluation() -> None:
         nonlocal evaluated
-        validation = evaluate(data.validation_images, data.validation_labels)
+        validation = _evaluate(nets, data.validation_images, data.validation_labels, len(trials))
         test = unknown
         if uses_test_set(first, done):
-            test = evaluate(data.test_images, data.test_labels)
+            test = _evaluate(nets, data.test_images, data.test_labels, len(trials))
         for k, history in enumerate(histories):
             if history.diverged_at_step is None:
                 history.add_evaluation(
@@ -136,22 +127,24 @@ def train_stack(
         evaluated = done
 
     add_evaluation()
-    step = Step(partial(vmap(score), stacks), optimizer, stacked_cross_entropy)
+    step = step_for(device)(nets, optimizer, stacked_cross_entropy)
     for loss in train(step, _batches(trials, data)):
         if scheduler is not None:
             factor.step()
             scheduler.step()
-            optimizer.param_groups[0]["lr"] = rates * factor.param_groups[0]["lr"]
+            lr.copy_(rates * factor.param_groups[0]["lr"])
         losses[done] = loss
         done += 1
         on_step()
         if is_evaluated(first, done):
-            _add_gradient_norms(histories, done, net, stacks)
+            _add_gradient_norms(histories, done, by_seed[settings.seed], nets)
             add_evaluation()
         is_end_of_epoch = done % settings.steps_per_epoch == 0
         if is_end_of_epoch and all(h.diverged_at_step is not None for h in histories):
             break
-    training = evaluate(data.images, data.labels) if first.phase == FINAL else unknown
+    training = unknown
+    if first.phase == FINAL:
+        training = _evaluate(nets, data.images, data.labels, len(trials))
     return [history.result(None, training[k]) for k, history in enumerate(histories)]
 
 
@@ -169,14 +162,14 @@ def _batches(trials: Sequence[Trial], data: Split) -> Iterator[Batch]:
 
 @torch.no_grad()
 def _evaluate(
-    forward: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, nets: int
+    nets: StackedNets, images: Tensor, labels: Tensor, count: int
 ) -> list[tuple[float, float]]:
     """Mean loss and accuracy of each net."""
-    loss = torch.zeros(nets, dtype=torch.float64, device=images.device)
-    right = torch.zeros(nets, dtype=torch.int64, device=images.device)
+    loss = torch.zeros(count, dtype=torch.float64, device=images.device)
+    right = torch.zeros(count, dtype=torch.int64, device=images.device)
     batches = (images.split(EVALUATED_AT_ONCE), labels.split(EVALUATED_AT_ONCE))
     for inputs, targets in zip(*batches, strict=True):
-        scores = forward(inputs)
+        scores = nets.of_same(inputs)
         loss += stacked_cross_entropy(scores, targets).double() * len(targets)
         right += (scores.argmax(2) == targets).sum(1)
     means = torch.stack([loss, right.double()], 1) / len(labels)
@@ -184,11 +177,12 @@ def _evaluate(
 
 
 def _add_gradient_norms(
-    histories: list[History], step: int, net: nn.Module, stacks: dict[str, Any]
+    histories: list[History], step: int, net: nn.Module, nets: StackedNets
 ) -> None:
     layers = list(weights_by_layer(net))
-    gradients = [stacks[f"{name}.weight"].grad.flatten(1) for name in layers]
-    norms = torch.stack([gradient.norm(dim=1) for gradient in gradients], 1).tolist()
+    by_name = nets.by_name(cast(Tensor, nets.parameter.grad))
+    gradients = [by_name[f"{name}.weight"] for name in layers]
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients], 1).tolist()
     for history, of_net in zip(histories, norms, strict=True):
         if history.diverged_at_step is None:
             history.add_gradient_norms(step, dict(zip(layers, of_net, strict=True)))
@@ -219,19 +213,27 @@ class Stacked(ScratchOptimizer):
         return dict.fromkeys(GRADIENT)  # the penalty is one of the scalars, a number for each trial
 
 
-class Nonzero(Tensor):
-    """Numbers that are all true, for code that asks for an option's truth."""
+class Numbers(Tensor):
+    """An option, a number for each trial. What the host has to know of it needs no look at a GPU.
+
+    Attributes:
+        largest: of the numbers.
+        all_true: whether none of them is zero.
+    """
+
+    largest: float
+    all_true: bool
 
     # So that results are plain tensors.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __bool__(self) -> bool:
-        return True
+        return self.all_true or super().__bool__()  # which refuses several numbers
 
 
 def _largest(group: Group) -> Group:
     """An option that is zero may need less state: keep what any of the trials needs."""
-    return {k: v.max().item() if isinstance(v, Tensor) else v for k, v in group.items()}
+    return {k: v.largest if isinstance(v, Numbers) else v for k, v in group.items()}
 
 
 def run_stacked(rule: Callable[..., None], table: Table, scalars: dict[str, Any]) -> None:
@@ -251,24 +253,32 @@ def _broadcastable(value: Any, part: slice, p: Tensor) -> Any:
     """The numbers of some trials, shaped to broadcast along their parameters."""
     if not isinstance(value, Tensor):
         return value
-    return value[part].to(p).view(-1, *[1] * (p.ndim - 1))
+    return value.expand(len(p))[part].to(p).view(-1, *[1] * (p.ndim - 1))
 
 
 def stacked_optimizer(parameters: Any, settings: Sequence[Settings]) -> torch.optim.Optimizer:
-    """One optimizer for the stacked parameters of trials that have the same algorithm."""
+    """One optimizer for the stacked parameters of trials that have the same algorithm.
+
+    On a GPU it is capturable, and there must be one stack.
+    """
+    parameters = list(parameters)
+    device = parameters[0].device
     algorithm = OPTIMIZERS[settings[0].optimizer].scratch
     assert isinstance(algorithm, type), "an optimizer is made by its class"
     stacked = cast(Any, type(f"Stacked{algorithm.__name__}", (Stacked, algorithm), {}))
     keywords = [of_trial.keywords() for of_trial in settings]
-    optimizer: torch.optim.Optimizer = stacked(parameters, **keywords[0])
+    options = keywords[0] | capturable_options(settings[0], device)
+    optimizer: torch.optim.Optimizer = stacked(parameters, **options)
     for name in keywords[0]:
-        optimizer.param_groups[0][name] = _tensor_of([of_trial[name] for of_trial in keywords])
+        values = [of_trial[name] for of_trial in keywords]
+        optimizer.param_groups[0][name] = _numbers(values, device)
     return optimizer
 
 
-def _tensor_of(values: list[Any]) -> Any:
+def _numbers(values: list[Any], device: torch.device) -> Any:
     if isinstance(values[0], tuple):
-        return tuple(_tensor_of(list(column)) for column in zip(*values, strict=True))
+        return tuple(_numbers(list(column), device) for column in zip(*values, strict=True))
     # In double precision, as Python's floats: the optimizers compute their scalars from these.
-    numbers = torch.tensor(values, dtype=torch.float64)
-    return numbers.as_subclass(Nonzero) if all(values) else numbers
+    numbers = torch.tensor(values, dtype=torch.float64, device=device).as_subclass(Numbers)
+    numbers.largest, numbers.all_true = max(values), all(values)
+    return numbers

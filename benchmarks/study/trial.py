@@ -20,7 +20,7 @@ from benchmarks.common import training
 from benchmarks.common.data import SYNTHETIC_NAME, Digits
 from benchmarks.common.nets import CLASSES, build_net, weights_by_layer
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.training import Batch, Step, batches, evaluate
+from benchmarks.common.training import Batch, batches, evaluate, step_for
 
 PROTOCOL = 2  # raised when results of an older version may no longer be mixed with newer ones
 SEARCH, SELECTION, FINAL, TIMING = PHASES = ("search", "selection", "final", "timing")
@@ -242,6 +242,10 @@ class Timer:
     def start(self) -> None:
         self._started = self._now()
 
+    def restart(self) -> None:
+        self.seconds = 0.0
+        self.start()
+
     def stop(self) -> None:
         assert self._started is not None, "it was started"
         self.seconds += self._now() - self._started
@@ -253,14 +257,19 @@ class Timer:
 
 
 def train(trial: Trial, data: Split, on_step: OnStep = lambda: None) -> dict[str, Any]:
-    """Train one net by itself; returns the `result` of a trial's file."""
-    settings = trial.settings
-    net = initial_net(settings).to(data.images.device)
-    optimizer = OPTIMIZERS[settings.optimizer].scratch(net.parameters(), **settings.keywords())
+    """Train one net by itself; returns the `result` of a trial's file.
+
+    On a GPU steps are captured as a CUDA graph; those before are not timed.
+    """
+    settings, device = trial.settings, data.images.device
+    net = initial_net(settings).to(device)
+    keywords = settings.keywords() | capturable_options(settings, device)
+    optimizer = OPTIMIZERS[settings.optimizer].scratch(net.parameters(), **keywords)
     scheduler = schedule(optimizer, settings)
     history = History(trial)
-    timer = Timer(data.images.device)
-    losses = torch.full((settings.steps,), math.nan, device=data.images.device)
+    timer = Timer(device)
+    losses = torch.full((settings.steps,), math.nan, device=device)
+    step = step_for(device)(net, optimizer)
     evaluated = done = 0
 
     def add_evaluation() -> None:
@@ -274,12 +283,14 @@ def train(trial: Trial, data: Split, on_step: OnStep = lambda: None) -> dict[str
 
     add_evaluation()
     timer.start()
-    for loss in training.train(Step(net, optimizer), batches_of(settings, data)):
+    for loss in training.train(step, batches_of(settings, data)):
         if scheduler is not None:
             scheduler.step()
         losses[done] = loss
         done += 1
         on_step()
+        if done == step.untimed:
+            timer.restart()
         if is_evaluated(trial, done):
             timer.stop()
             gradients = {n: w.grad for n, w in weights_by_layer(net).items()}
@@ -293,6 +304,17 @@ def train(trial: Trial, data: Split, on_step: OnStep = lambda: None) -> dict[str
     if trial.phase == FINAL:
         at_end = evaluate(net, data.images, data.labels)
     return history.result(timer.seconds, at_end)
+
+
+def capturable_options(settings: Settings, device: torch.device) -> dict[str, Any]:
+    """What the optimizer's constructor is given besides, so that a GPU's steps can be captured."""
+    if device.type != "cuda":
+        return {}
+    if settings.schedule == "constant":
+        return {"capturable": True}
+    # A graph would freeze a number that the schedule changes. In double precision, as in Python.
+    lr = torch.tensor(settings.lr, dtype=torch.float64, device=device)
+    return {"capturable": True, "lr": lr}
 
 
 def batches_of(settings: Settings, data: Split) -> Iterator[Batch]:

@@ -202,7 +202,7 @@ def test_a_captured_step_trains_as_an_eager_one_does(
 ) -> None:
     config = dataclasses.replace(CONFIG, epochs=24)  # of four full batches and a smaller one
     outcomes = []
-    for kind in (Step, CapturedStep):
+    for kind in (Step, functools.partial(CapturedStep, eager_every=50)):
         net = build_net("relu", depth=2, width=16)
         optimizer = make(net.parameters(), lr=0.001)
         hook = Mock(return_value=None)
