@@ -20,7 +20,7 @@ from benchmarks.common import training
 from benchmarks.common.data import SYNTHETIC_NAME, Digits
 from benchmarks.common.nets import CLASSES, build_net, weights_by_layer
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.training import Batch, batches, evaluate, step_for
+from benchmarks.common.training import Batch, CapturedStep, batches, evaluate, step_for
 
 PROTOCOL = 2  # raised when results of an older version may no longer be mixed with newer ones
 SEARCH, SELECTION, FINAL, TIMING = PHASES = ("search", "selection", "final", "timing")
@@ -308,7 +308,7 @@ def train(trial: Trial, data: Split, on_step: OnStep = lambda: None) -> dict[str
 
 def capturable_options(settings: Settings, device: torch.device) -> dict[str, Any]:
     """What the optimizer's constructor is given besides, so that a GPU's steps can be captured."""
-    if device.type != "cuda":
+    if step_for(device) is not CapturedStep:
         return {}
     if settings.schedule == "constant":
         return {"capturable": True}

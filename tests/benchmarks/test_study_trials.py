@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ import torch
 from benchmarks.common.data import Digits
 from benchmarks.common.nets import build_net
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.training import evaluate
+from benchmarks.common.training import CapturedStep, evaluate
+from benchmarks.study import stacked as stacked_module
+from benchmarks.study import trial as trial_module
 from benchmarks.study.protocol import TUNED
 from benchmarks.study.stacked import stacked_optimizer, train_stack
 from benchmarks.study.trial import (
@@ -32,6 +36,8 @@ from benchmarks.study.trial import (
     train,
 )  # fmt: skip
 from torch_scratch_optim import ScratchSGD, engines
+
+from .cuda_graphs import Graph
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +102,53 @@ def test_each_trial_of_a_stack_equals_its_run_alone(
         assert stacked.pop("seconds") is None
         del alone["seconds"]
         assert [*_numbers(stacked)] == pytest.approx([*_numbers(alone)], rel=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("stacks", [False, True], ids=["alone", "stacked"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("optimizer", TUNED)
+def test_a_trial_whose_steps_are_captured_equals_the_eager_one(
+    optimizer: str,
+    schedule: str,
+    stacks: bool,
+    data: Split,
+    double: None,
+    graphs: list[Graph],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exact = Split(*(t.double() if t.is_floating_point() else t for t in vars(data).values()))
+    alike = trials(optimizer, net="sigmoid", schedule=schedule, epochs=3)
+    eager = [train(trial, exact) for trial in alike]
+    for module in (trial_module, stacked_module):
+        monkeypatch.setattr(module, "step_for", lambda device: CapturedStep)
+    captured = train_stack(alike, exact) if stacks else [train(trial, exact) for trial in alike]
+    # Of three times four full batches and a smaller one, the first three steps are eager.
+    assert [graph.replays for graph in graphs] == [3 * 4 - 3] * (1 if stacks else 4)
+    for mine, theirs in zip(captured, eager, strict=True):
+        # As above: scalars are tensors, so there are other roundings.
+        assert [*_numbers(mine)] == pytest.approx([*_numbers(theirs)], rel=1e-6, nan_ok=True)
+
+
+def test_what_captures_a_step_is_not_timed(
+    data: Split, graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (trial,) = trials("adam", TIMING)[:1]
+
+    def seconds() -> float:
+        """By a clock of which the first four steps take a thousand ticks each."""
+        clock, steps = itertools.count(), itertools.count(1)
+        monkeypatch.setattr(trial_module, "time", Mock(perf_counter=lambda: next(clock)))
+
+        def on_step() -> None:
+            if next(steps) <= 4:
+                for _ in range(1000):
+                    next(clock)
+
+        return float(train(trial, data, on_step)["seconds"])
+
+    assert seconds() > 4000
+    monkeypatch.setattr(trial_module, "step_for", lambda device: CapturedStep)
+    assert seconds() < 1000
 
 
 def _numbers(content: Any) -> Iterator[float]:

@@ -80,12 +80,11 @@ def load_trials(out: Path, study: dict[str, Any]) -> list[Trial]:
 
 
 def _about(study: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    command = f"python -m benchmarks.study --budget {study['settings']['budget']}"
     used = list(dict.fromkeys(comparison["dataset"] for comparison in facts["comparisons"]))
     return {
         "dataset": ", ".join(DATA[name] for name in used) or "no data yet",
-        "command": command,
-        "provenance": provenance(study, command),
+        "command": study["command"],
+        "provenance": provenance(study, study["command"]),
     }
 
 
