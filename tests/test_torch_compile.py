@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 from torch.optim.lr_scheduler import StepLR
 
-from torch_scratch_optim import ScratchOptimizer
+from torch_scratch_optim import ScratchAdaGrad, ScratchOptimizer
 
 from .cases import DEVICE, IMAGES, LABELS, PAIRS, Case, each_of_two, small_net
 
@@ -71,6 +72,34 @@ def test_compile_does_not_compile_again_under_a_schedule(
     assert not counters["graph_break"]
     for p, q in zip(twins[0][0].parameters(), twins[1][0].parameters(), strict=True):
         torch.testing.assert_close(p, q)  # compiled code keeps more digits between operations
+
+
+def test_compile_of_a_step_is_one_graph_although_cuda_is_initialised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    torch._dynamo.reset()
+    model, plain = small_net(), small_net()
+    ours, twin = (Case("Adam").ours(net.parameters()) for net in (model, plain))
+    for net in (model, plain):
+        backward(net)
+    compiled_step(ours, "eager")()
+    monkeypatch.undo()
+    twin.step()
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q)  # scalars are tensors in one of them
+
+
+def test_step_counts_on_the_cpu_meet_options_on_a_gpu() -> None:
+    # Torch's compiler calls every optimizer capturable, also one that keeps its counts on the CPU.
+    with FakeTensorMode():  # it needs no GPU, and refuses tensors of two devices
+        leaves = [torch.ones(3, device="cuda", requires_grad=True) for _ in range(2)]
+        ours = ScratchAdaGrad(leaves)
+        ours.param_groups[0].update(capturable=True, lr=torch.tensor(0.1, device="cuda"))
+        for p in leaves:
+            p.grad = torch.ones_like(p)
+        ours.step()
+        assert all(ours.state[p]["step"].is_cpu for p in leaves)
 
 
 @each_of_two
