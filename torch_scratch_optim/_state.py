@@ -98,7 +98,7 @@ def _one() -> Tensor:
 def count_on_device(steps: list[Tensor], device: torch.device) -> Tensor:
     """Count one more step; return the new counts on a device, one number for each parameter."""
     first = steps[0].device  # copied from there at once
-    if is_shared(steps):
+    if torch.compiler.is_compiling() or is_shared(steps):  # a compiler may not know what id is
         counts = [step.add_(1).to(first, copy=True) for step in steps]
     else:
         torch._foreach_add_(steps, 1)

@@ -86,7 +86,7 @@ def _prepare(
     for symbol, name in symbols.items():
         columns[symbol] = [own[name] for own in state]
     steps = [own["step"] for own in state] if optimizer.counts_steps else []
-    if len(optimizer.param_groups) > 1:
+    if len(optimizer.param_groups) > 1 and not torch.compiler.is_compiling():
         ids = set(map(id, steps))
         if not counted.isdisjoint(ids):  # counts that groups share are read when they are due
             engines.run_all(updates)
