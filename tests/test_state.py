@@ -80,10 +80,11 @@ def bytes_of_state(optimizer: Optimizer) -> int:
 def test_state_momentum_buffer_has_the_dtype_of_what_it_copies() -> None:
     for decay in (0.0, 0.1):
         twins: list[torch.optim.Optimizer] = []
-        for make in (ScratchSGD, torch.optim.SGD):
+        # On a GPU torch 2.11 takes foreach by default, which refuses this.
+        for make, engine in ((ScratchSGD, {}), (torch.optim.SGD, {"foreach": False})):
             p = nn.Parameter(torch.ones(3, device=DEVICE))
             p.grad_dtype = torch.bfloat16
-            optimizer = make([p], lr=0.1, momentum=0.9, weight_decay=decay)
+            optimizer = make([p], lr=0.1, momentum=0.9, weight_decay=decay, **engine)
             for _ in range(3):
                 p.grad = torch.tensor([0.1, 0.2, 0.3], device=DEVICE).bfloat16()
                 optimizer.step()
