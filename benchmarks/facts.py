@@ -15,7 +15,7 @@ import torch
 from benchmarks.common.markdown import table as markdown
 from benchmarks.common.optimizers import OPTIMIZERS
 from benchmarks.common.option_cases import Options
-from benchmarks.common.record import provenance, read_json
+from benchmarks.common.record import GPU, provenance, read_json
 from benchmarks.equivalence.report import EXPLANATION as ULPS
 from benchmarks.equivalence.report import verdict, worst_table
 from benchmarks.gradient_release.__main__ import in_words
@@ -36,6 +36,23 @@ from torch_scratch_optim._kernels import Signature, source
 from torch_scratch_optim.engines import GRADIENT
 
 RESULTS = Path(__file__).parent / "results"
+
+Table = Callable[..., str]
+
+
+def on_each_machine(command: str) -> Callable[[Table], Table]:
+    """Make a table of the results of a CPU and, where there are some, one of those of a GPU."""
+
+    def decorate(table: Table) -> Table:
+        def tables(*arguments: str) -> str:
+            folders = [RESULTS / command, RESULTS / GPU / command]
+            found = [folder for folder in folders if folder.exists()]
+            return "\n\n".join(table(folder, *arguments) for folder in found)
+
+        return tables
+
+    return decorate
+
 
 # The options that make a rule keep more state.
 MORE_STATE: Options = {"momentum": 0.9, "amsgrad": True, "centered": True}
@@ -101,22 +118,22 @@ def cost(name: str) -> str:
     return markdown(lines, texts=3) + "\n\nPer parameter in float32."
 
 
-def speed(*names: str) -> str:
+@on_each_machine("step_time")
+def speed(results: Path, *names: str) -> str:
     """The recorded times of a step, ours and torch's, of all optimizers or of some."""
-    recorded = read_json(RESULTS / "step_time" / "step_time.json")
+    recorded = read_json(results / "step_time.json")
     own = recorded | {
         "cells": [c for c in recorded["cells"] if not names or c["optimizer"] in names]
     }
-    return "\n\n".join(
-        [provenance(recorded, "python -m benchmarks.step_time"), ratio_table(own), STEP_TIMES]
-    )
+    return "\n\n".join([provenance(recorded, recorded["command"]), ratio_table(own), STEP_TIMES])
 
 
-def mnist_table() -> str:
-    summary = read_json(RESULTS / "mnist" / "summary.json")
+@on_each_machine("mnist")
+def mnist_table(results: Path) -> str:
+    summary = read_json(results / "summary.json")
     return "\n".join(
         [
-            f"{summary['dataset']}, {provenance(summary, 'python -m benchmarks.mnist')}",
+            f"{summary['dataset']}, {provenance(summary, summary['command'])}",
             "",
             markdown_table(recorded_pairs(summary)),
             "",
@@ -125,8 +142,9 @@ def mnist_table() -> str:
     )
 
 
-def study_table() -> str:
-    summary = read_json(RESULTS / "study" / "summary.json")
+@on_each_machine("study")
+def study_table(results: Path) -> str:
+    summary = read_json(results / "summary.json")
     comparisons = [one for one in summary["comparisons"] if one["search_space"] == "lr"]
     return "\n\n".join(
         [
@@ -150,8 +168,9 @@ def reproductions_table() -> str:
     )
 
 
-def seeds() -> str:
-    recorded = read_json(RESULTS / "seeds" / "seeds.json")
+@on_each_machine("seeds")
+def seeds(results: Path) -> str:
+    recorded = read_json(results / "seeds.json")
     settings = recorded["settings"]
     return "\n\n".join(
         [
@@ -162,12 +181,13 @@ def seeds() -> str:
     )
 
 
-def gradient_release() -> str:
-    recorded = read_json(RESULTS / "gradient_release" / "gradient_release.json")
+@on_each_machine("gradient_release")
+def gradient_release(results: Path) -> str:
+    recorded = read_json(results / "gradient_release.json")
     runs = recorded["runs"]
     pairs = zip(runs[::2], runs[1::2], strict=True)
     lines = [f"* {in_words(usual, released)}." for usual, released in pairs]
-    where = provenance(recorded, "python -m benchmarks.gradient_release")
+    where = provenance(recorded, recorded["command"])
     return "\n".join([*lines, "", where])
 
 
@@ -182,10 +202,11 @@ def recorded_pairs(summary: dict[str, Any]) -> list[Pair]:
     ]
 
 
-def atlas() -> str:
-    recorded = read_json(RESULTS / "equivalence" / "equivalence.json")
+@on_each_machine("equivalence")
+def atlas(results: Path) -> str:
+    recorded = read_json(results / "equivalence.json")
     lines = "\n".join(f"* {line}" for line in verdict(recorded).splitlines())
-    where = provenance(recorded, "python -m benchmarks.equivalence")
+    where = provenance(recorded, recorded["command"])
     return "\n\n".join([where, lines, worst_table(recorded), ULPS])
 
 

@@ -17,6 +17,7 @@ import torch
 from benchmarks.common import claims, processes
 
 RESULTS = Path(__file__).parents[1] / "results"  # the documentation takes its figures from here
+GPU = "gpu"  # the folder in it with the results of a GPU
 RUN_FILE = "run.json"
 DIFFERING = ("net", "optimizer", "implementation", "lr")  # TensorBoard's first columns
 MOST_BYTES, DEEPEST = 2**26, 20  # of a file of results
@@ -141,9 +142,14 @@ def conditions(device: torch.device, command: str) -> dict[str, Any]:
 
 
 def publish(name: str, out: Path, patterns: Sequence[str]) -> Path:
-    """Copy files of a job to the recorded results of its command, and return their folder."""
-    folder = RESULTS / name
-    for path in [path for pattern in patterns for path in sorted(out.glob(pattern))]:
+    """Copy files of a job to the recorded results of its command, and return their folder.
+
+    Those of a GPU have a place of their own beside the CPU's.
+    """
+    files = [path for pattern in patterns for path in sorted(out.glob(pattern))]
+    devices = {read_json(path)["machine"]["device"] for path in files if path.suffix == ".json"}
+    folder = RESULTS / name if devices == {"cpu"} else RESULTS / GPU / name
+    for path in files:
         write_atomically(folder / path.relative_to(out), path.read_bytes())
     return folder
 
