@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from benchmarks.study.report.paper import paper
 from benchmarks.study.report.texts import sections
 
 PAGE, PAPER, SUMMARY, FIGURES = "report.html", "report.md", "summary.json", "figures"
+COMMAND = re.compile(r"python -m benchmarks\.study[\w .,:/=+-]*")
 DATA = {"mnist": MNIST_NAME, "synthetic": SYNTHETIC_NAME}
 STUDY: Shape = {
     "protocol": whole(),
@@ -80,11 +82,14 @@ def load_trials(out: Path, study: dict[str, Any]) -> list[Trial]:
 
 
 def _about(study: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    command = str(study.get("command"))
+    if not COMMAND.fullmatch(command):  # from elsewhere, it might be markup
+        command = f"python -m benchmarks.study --budget {study['settings']['budget']}"
     used = list(dict.fromkeys(comparison["dataset"] for comparison in facts["comparisons"]))
     return {
         "dataset": ", ".join(DATA[name] for name in used) or "no data yet",
-        "command": study["command"],
-        "provenance": provenance(study, study["command"]),
+        "command": command,
+        "provenance": provenance(study, command),
     }
 
 
