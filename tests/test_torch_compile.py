@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector
 from torch.optim.lr_scheduler import StepLR
 
-from torch_scratch_optim import ScratchAdaGrad, ScratchOptimizer
+from torch_scratch_optim import ScratchAdaGrad, ScratchAdam, ScratchOptimizer, engines
 
 from .cases import DEVICE, IMAGES, LABELS, PAIRS, Case, each_of_two, small_net
 
@@ -89,6 +89,24 @@ def test_compile_of_a_step_is_one_graph_although_cuda_is_initialised(
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, "is_initialized", lambda: True)
             step()
+        twin.step()
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q)  # scalars are tensors in one of them
+
+
+def test_compile_of_a_step_leaves_an_engine_of_ones_own_to_eager_steps() -> None:
+    class ByLoop(ScratchAdam):
+        def engine(self, group: Any) -> Any:
+            return engines.loop  # which takes no number for each parameter
+
+    torch._dynamo.reset()
+    model, plain = small_net(), small_net()
+    ours, twin = ByLoop(model.parameters()), ByLoop(plain.parameters())
+    step = compiled_step(ours, "eager")
+    for _ in range(2):
+        backward(model)
+        backward(plain)
+        step()
         twin.step()
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p, q)  # scalars are tensors in one of them

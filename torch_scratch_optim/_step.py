@@ -259,7 +259,9 @@ def _by_tensors_on_device(
     optimizer: ScratchOptimizer, rows: Rows, gradient: dict[str, Any]
 ) -> None:
     """Count on the device by tensor operations; what follows from the counts stays there."""
-    engine = optimizer.engine(rows.group) or engines.capturable
+    engine = optimizer.engine(rows.group)
+    if engine is None or not getattr(engine, "takes_tensors", False):
+        engine = engines.capturable
     rule = engines.descending(optimizer.rule, gradient)
     # A compiler asks for it also where step counts are on the CPU, and the options need not be.
     device = rows.table.columns["p"][0].device

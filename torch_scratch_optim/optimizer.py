@@ -164,7 +164,11 @@ class ScratchOptimizer(torch.optim.Optimizer):
         return step
 
     def engine(self, group: Group) -> Engine | None:
-        """An engine of one's own for a group; None leaves it to the group's options."""
+        """An engine of one's own for a group; None leaves it to the group's options.
+
+        Capturable and compiled steps take it only if it has an attribute ``takes_tensors`` that is
+        true: there the scalars are tensors, of one number or of one for each parameter.
+        """
         return None
 
     def _gradient(self, group: Group, inverse_scale: Any) -> Scalars:

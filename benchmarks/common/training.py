@@ -73,6 +73,8 @@ class CapturedStep(Step):
 
     untimed = WARM_UP + 1  # those that are eager, and that which is captured
     _graph: torch.cuda.CUDAGraph | None = None
+    _shape: torch.Size | None = None  # of the images of the first batch, which others have
+    _side: torch.cuda.Stream  # one, for each has a cache of memory
     _done = 0
 
     def __init__(self, *arguments: Any, eager_every: int | None = None, **options: Any) -> None:
@@ -81,7 +83,9 @@ class CapturedStep(Step):
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         number, self._done = self._done, self._done + 1
-        is_other = self._graph is not None and images.shape != self._images.shape
+        if self._shape is None:
+            self._shape, self._side = images.shape, torch.cuda.Stream()
+        is_other = images.shape != self._shape
         is_due = self._eager_every is not None and number % self._eager_every == 0
         if number < WARM_UP or is_due or is_other:
             return self._on_side_stream(images, labels)
@@ -101,7 +105,7 @@ class CapturedStep(Step):
 
     def _on_side_stream(self, images: Tensor, labels: Tensor) -> Tensor:
         """What is captured later must not have run on the default stream before."""
-        side, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        side, here = self._side, torch.cuda.current_stream()
         side.wait_stream(here)
         with torch.cuda.stream(side):
             loss = super().__call__(images, labels)

@@ -249,6 +249,9 @@ def run_stacked(rule: Callable[..., None], table: Table, scalars: dict[str, Any]
             functional(descending(rule, gradient), block, own)
 
 
+run_stacked.takes_tensors = True  # type: ignore[attr-defined]  # so it is asked in graphs, too
+
+
 def _broadcastable(value: Any, part: slice, p: Tensor) -> Any:
     """The numbers of some trials, shaped to broadcast along their parameters."""
     if not isinstance(value, Tensor):

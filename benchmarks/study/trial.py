@@ -259,7 +259,7 @@ class Timer:
 def train(trial: Trial, data: Split, on_step: OnStep = lambda: None) -> dict[str, Any]:
     """Train one net by itself; returns the `result` of a trial's file.
 
-    On a GPU steps are captured as a CUDA graph; those before are not timed.
+    On a GPU steps are captured as a CUDA graph; the first, in which that is done, are not timed.
     """
     settings, device = trial.settings, data.images.device
     net = initial_net(settings).to(device)

@@ -160,7 +160,7 @@ def made_up_trials() -> list[Trial]:
 STUDY = {
     "protocol": 2,
     "settings": {"budget": "quick"},
-    "command": "python -m benchmarks.study --budget quick --epochs 7",
+    "command": "python -m benchmarks.study --budget quick --epochs 7 --lr '~(1)'",
     "machine": {"system": "Linux x86_64", "processor": "An Imaginary Processor", "cores": 2,
                 "torch_threads": 1, "device": "cpu"},
     "versions": {"python": "3.11.7", "torch": "2.15.0"},

@@ -32,6 +32,7 @@ from benchmarks.study.trial import (
     Split,
     Timer,
     Trial,
+    initial_net,
     split,
     train,
 )  # fmt: skip
@@ -127,6 +128,24 @@ def test_a_trial_whose_steps_are_captured_equals_the_eager_one(
     for mine, theirs in zip(captured, eager, strict=True):
         # As above: scalars are tensors, so there are other roundings.
         assert [*_numbers(mine)] == pytest.approx([*_numbers(theirs)], rel=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("optimizer", TUNED)
+def test_captured_trials_may_differ_in_the_learning_rate_alone_and_fill_several_blocks(
+    optimizer: str, data: Split, double: None, graphs: list[Graph], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = Split(*(t.double() if t.is_floating_point() else t for t in vars(data).values()))
+    alike = [
+        replace(trial, settings=replace(trial.settings, options={})) for trial in trials(optimizer)
+    ]
+    eager = [train(trial, exact)["test_loss"] for trial in alike]
+    net = initial_net(alike[0].settings)
+    monkeypatch.setattr(engines, "CPU_BLOCK", 3 * sum(p.numel() for p in net.parameters()))
+    monkeypatch.setattr(trial_module, "step_for", lambda device: CapturedStep)
+    monkeypatch.setattr(stacked_module, "step_for", lambda device: CapturedStep)
+    captured = [result["test_loss"] for result in train_stack(alike, exact)]
+    assert len(graphs) == 1
+    assert captured == pytest.approx(eager, rel=1e-6)  # as above
 
 
 def test_what_captures_a_step_is_not_timed(

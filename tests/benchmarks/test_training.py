@@ -221,6 +221,14 @@ def test_a_captured_step_trains_as_an_eager_one_does(
     assert all(torch.equal(a, b) for a, b in zip(eager[2], captured[2], strict=True))
 
 
+def test_a_smaller_batch_is_not_what_is_captured(digits: Digits, graphs: list[Graph]) -> None:
+    net = build_net("relu", depth=1, width=4)
+    step = CapturedStep(net, ScratchAdam(net.parameters(), capturable=True))
+    for size in (50, 20, 50, 20, 50, 50):  # the fourth would be captured
+        step(digits.train_images[:size], digits.train_labels[:size])
+    assert [graph.replays for graph in graphs] == [2]
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_captured_pair_is_compared_with_torchs_ordinary_step(
     optimizer: str, digits: Digits, graphs: list[Graph], tmp_path: Path

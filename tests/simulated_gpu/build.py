@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -16,7 +17,9 @@ FLAGS = ["-std=c++20", "-O1", "-w", "-shared", "-fPIC", "-DTORCH_EXTENSION_NAME=
 
 
 def library() -> Path:
-    key = hashlib.sha256("".join([torch.__version__, *FLAGS]).encode())
+    key = hashlib.sha256(
+        "".join([torch.__version__, str(sys.implementation.cache_tag), *FLAGS]).encode()
+    )
     for source in SOURCES:
         key.update(source.read_bytes())
     return HERE.parents[1] / "build" / f"simulated_gpu_{key.hexdigest()[:16]}" / "_device.so"

@@ -21,7 +21,8 @@ from benchmarks.study.report.paper import paper
 from benchmarks.study.report.texts import sections
 
 PAGE, PAPER, SUMMARY, FIGURES = "report.html", "report.md", "summary.json", "figures"
-COMMAND = re.compile(r"python -m benchmarks\.study[\w .,:/=+-]*")
+# What ends no code span in Markdown and is no HTML.
+COMMAND = re.compile(r"python -m benchmarks\.study[^`<>&|\[\]\\\r\n]*")
 DATA = {"mnist": MNIST_NAME, "synthetic": SYNTHETIC_NAME}
 STUDY: Shape = {
     "protocol": whole(),
