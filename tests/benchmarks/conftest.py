@@ -73,7 +73,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
 
 def _stand_in(out: Path) -> dict[str, Any]:
     (out / "report.html").write_text("report")
-    (out / "summary.json").write_text("{}")
+    (out / "summary.json").write_text('{"machine": {"device": "cpu"}}')
     return {"comparisons": []}
 
 
