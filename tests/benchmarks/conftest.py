@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,7 +74,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
 
 def _stand_in(out: Path) -> dict[str, Any]:
     (out / "report.html").write_text("report")
-    (out / "summary.json").write_text('{"machine": {"device": "cpu"}}')
+    study = json.loads((out / "study.json").read_text())
+    summary = {name: study[name] for name in ("command", "versions", "machine")}
+    (out / "summary.json").write_text(json.dumps(summary))
     return {"comparisons": []}
 
 
