@@ -115,10 +115,10 @@ def train_stack(
 
     def add_evaluation() -> None:
         nonlocal evaluated
-        validation = _evaluate(nets, data.validation_images, data.validation_labels, len(trials))
+        validation = _evaluate(nets, data.validation_images, data.validation_labels)
         test = unknown
         if uses_test_set(first, done):
-            test = _evaluate(nets, data.test_images, data.test_labels, len(trials))
+            test = _evaluate(nets, data.test_images, data.test_labels)
         for k, history in enumerate(histories):
             if history.diverged_at_step is None:
                 history.add_evaluation(
@@ -144,7 +144,7 @@ def train_stack(
             break
     training = unknown
     if first.phase == FINAL:
-        training = _evaluate(nets, data.images, data.labels, len(trials))
+        training = _evaluate(nets, data.images, data.labels)
     return [history.result(None, training[k]) for k, history in enumerate(histories)]
 
 
@@ -161,12 +161,11 @@ def _batches(trials: Sequence[Trial], data: Split) -> Iterator[Batch]:
 
 
 @torch.no_grad()
-def _evaluate(
-    nets: StackedNets, images: Tensor, labels: Tensor, count: int
-) -> list[tuple[float, float]]:
+def _evaluate(nets: StackedNets, images: Tensor, labels: Tensor) -> list[tuple[float, float]]:
     """Mean loss and accuracy of each net."""
-    loss = torch.zeros(count, dtype=torch.float64, device=images.device)
-    right = torch.zeros(count, dtype=torch.int64, device=images.device)
+    count, device = len(nets.parameter), images.device
+    loss = torch.zeros(count, dtype=torch.float64, device=device)
+    right = torch.zeros(count, dtype=torch.int64, device=device)
     batches = (images.split(EVALUATED_AT_ONCE), labels.split(EVALUATED_AT_ONCE))
     for inputs, targets in zip(*batches, strict=True):
         scores = nets.of_same(inputs)

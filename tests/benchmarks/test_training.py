@@ -18,9 +18,9 @@ from torch.nn.functional import cross_entropy
 from benchmarks.common.data import Digits
 from benchmarks.common.nets import build_net, weights_by_layer
 from benchmarks.common.optimizers import OPTIMIZERS
-from benchmarks.common.record import write_json
+from benchmarks.common.record import RunRecorder, write_json
 from benchmarks.common.training import CapturedStep, Step, evaluate, shuffled, train
-from benchmarks.mnist.pair import TrainConfig, batches, train_pair
+from benchmarks.mnist.pair import TrainConfig, TrainingRun, batches, train_pair
 from tests.benchmarks.cuda_graphs import Graph
 from torch_scratch_optim import ScratchAdam
 
@@ -219,6 +219,20 @@ def test_a_captured_step_trains_as_an_eager_one_does(
     assert eager[0] == captured[0]
     assert eager[1] == captured[1]
     assert all(torch.equal(a, b) for a, b in zip(eager[2], captured[2], strict=True))
+
+
+def test_a_first_step_that_compiles_is_not_typical_where_few_are_timed(
+    digits: Digits, tmp_path: Path
+) -> None:
+    recorder = RunRecorder(tmp_path)
+    run = TrainingRun(CONFIG, "scratch", digits, iter(()), recorder)
+    run.end_epoch(0)
+    run._timed_every = 10  # as on a GPU
+    run._seconds, run._gradient_seconds, run._update_seconds = [9.0, 1.5], [1.0, 1.0], [8.0, 0.5]
+    result = run.result(None)
+    recorder.abandon()
+    assert result["optimizer_ms_per_step"] == 500
+    assert result["optimizer_share"] == pytest.approx(0.5 / 1.5)
 
 
 def test_a_smaller_batch_is_not_what_is_captured(digits: Digits, graphs: list[Graph]) -> None:
